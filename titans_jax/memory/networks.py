@@ -1,0 +1,130 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Memory networks M: what the inner loop learns (NeurIPS version, section 3.3).
+
+A network is a frozen dataclass with four methods. `layer_shapes` and `init`
+describe the weights that the inner loop learns, `init_params` the slow
+parameters that it does not, and `apply` writes the network once, as a function
+of a callable `dense(layer, x)`. The learning rule runs the same `apply` under
+three meanings of `dense`: with probes on the keys (gradients), in the dual form
+on the queries (reads inside a chunk), and plainly (reads without update).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Callable, Mapping, Protocol
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Dense = Callable[[int, Array], Array]
+Params = Mapping[str, Array]
+
+ACTIVATIONS = {
+    # The tanh form: the exact one (erf) does not lower in a TPU kernel.
+    "gelu": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+}
+
+_NORM_EPSILON = 1e-6
+
+
+class Network(Protocol):
+  """What the learning rule asks of a memory network."""
+
+  def layer_shapes(self, head_dim: int) -> tuple[tuple[int, int], ...]:
+    """Returns (d_in, d_out) of each dense layer."""
+
+  def init(self, key: Array, *, num_heads: int, head_dim: int, dtype=None):
+    """Returns a tuple of weights [H, d_in, d_out], one per dense layer."""
+
+  def init_params(self, *, num_heads: int, head_dim: int, dtype=None) -> Params:
+    """Returns the slow parameters, leaves [H, ...]; may be empty."""
+
+  def apply(self, dense: Dense, x: Array, params: Params) -> Array:
+    """Runs the network of one head on x [b, D], row by row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MLP:
+  """M(x) = x + g * LN(f(x)), f a bias-free MLP (NeurIPS section 3.3).
+
+  Initial scales. Keys have unit length, so a first layer of unit variance gives
+  pre-activations of unit variance, where the non-linearity bends; the usual
+  1/sqrt(fan-in) would leave them at 1/sqrt(D): an all but linear network whose
+  small output the LN then amplifies. Later layers use 1/sqrt(fan-in). A network
+  of one layer has no non-linearity to place: it starts at 1/sqrt(fan-in).
+
+  Attributes:
+    depth: number of dense layers, L_M in the paper.
+    expansion: hidden width as a multiple of the head dimension.
+    activation: "gelu" (tanh form), "silu" or "relu", between the layers.
+    residual: adds the input to the output.
+    norm: LayerNorm over the output's channels, without bias, its gain g a slow
+      parameter per head and channel (1 where no parameters are given). Bounds
+      the inner gradient: it shrinks as the output grows.
+  """
+
+  depth: int = 2
+  expansion: float = 4
+  activation: str = "gelu"
+  residual: bool = True
+  norm: bool = True
+
+  def __post_init__(self):
+    if self.depth < 1:
+      raise ValueError(f"MLP.depth must be at least 1, got {self.depth}.")
+    if self.expansion <= 0:
+      raise ValueError(
+          f"MLP.expansion must be positive, got {self.expansion}."
+      )
+    if self.activation not in ACTIVATIONS:
+      raise ValueError(
+          f"MLP.activation must be one of {sorted(ACTIVATIONS)}, got"
+          f" {self.activation!r}."
+      )
+
+  def layer_shapes(self, head_dim: int) -> tuple[tuple[int, int], ...]:
+    hidden = round(self.expansion * head_dim)
+    if self.depth > 1 and hidden < 1:
+      raise ValueError(
+          f"MLP.expansion={self.expansion} leaves no hidden unit at head"
+          f" dimension {head_dim}."
+      )
+    widths = (head_dim, *[hidden] * (self.depth - 1), head_dim)
+    return tuple(zip(widths[:-1], widths[1:]))
+
+  def init(
+      self, key: Array, *, num_heads: int, head_dim: int, dtype=jnp.float32
+  ) -> tuple[Array, ...]:
+    shapes = self.layer_shapes(head_dim)
+    weights = []
+    for layer, (d_in, d_out) in enumerate(shapes):
+      scale = 1.0 if layer == 0 and len(shapes) > 1 else d_in**-0.5
+      noise = jax.random.normal(
+          jax.random.fold_in(key, layer), (num_heads, d_in, d_out), dtype
+      )
+      weights.append(scale * noise)
+    return tuple(weights)
+
+  def init_params(
+      self, *, num_heads: int, head_dim: int, dtype=jnp.float32
+  ) -> Params:
+    if not self.norm:
+      return {}
+    return {"gain": jnp.ones((num_heads, head_dim), dtype)}
+
+  def apply(self, dense: Dense, x: Array, params: Params) -> Array:
+    y = dense(0, x)
+    for layer in range(1, self.depth):
+      y = dense(layer, ACTIVATIONS[self.activation](y))
+    if self.norm:
+      y = y - jnp.mean(y, axis=-1, keepdims=True)
+      variance = jnp.mean(y * y, axis=-1, keepdims=True)
+      y = y * jax.lax.rsqrt(variance + _NORM_EPSILON)
+      if "gain" in params:
+        y = y * params["gain"]
+    return x + y if self.residual else y
