@@ -23,7 +23,15 @@ Array = jax.Array
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["mask", "starts", "offset", "end", "source", "place"],
+    data_fields=[
+        "mask",
+        "starts",
+        "offset",
+        "position",
+        "end",
+        "source",
+        "place",
+    ],
     meta_fields=["length", "size"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +46,8 @@ class Layout:
     starts: bool [B, A], first tokens of documents; None: no document starts.
     offset: int32 [B], how many places in front hold tokens of earlier calls;
       None: none in any row.
+    position: int32 [B], tokens of its document that each row has read before
+      this call; None: fresh rows, which have read none.
     end: int32 [B], the place behind a row's last real token; None: A.
     source: int32 [B, A], which of the T tokens stands at a place (T: none);
       None: the same place, with static padding at the end.
@@ -49,6 +59,7 @@ class Layout:
   mask: Array | None
   starts: Array | None
   offset: Array | None
+  position: Array | None
   end: Array | None
   source: Array | None
   place: Array | None
@@ -60,13 +71,13 @@ class Layout:
     pad = self.size - self.length if self.source is None else 1
     if pad:
       x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-    return x if self.source is None else _take_rows(x, self.source)
+    return x if self.source is None else take_rows(x, self.source)
 
   def restore(self, y: Array) -> Array:
     """Moves [B, A, ...] back to [B, T, ...]; masked tokens are zero."""
     if self.place is not None:
       pad = [(0, 0), (0, 1)] + [(0, 0)] * (y.ndim - 2)
-      return _take_rows(jnp.pad(y, pad), self.place)
+      return take_rows(jnp.pad(y, pad), self.place)
     y = y[:, : self.length]
     if self.mask is None:
       return y
@@ -81,38 +92,30 @@ class Layout:
     places = jnp.where(self.starts, jnp.arange(self.size), -1)
     return jax.lax.cummax(places, axis=1)
 
-  def positions(self, position: Array | None) -> Array:
-    """Returns the place of every token in its document, int32 [B or 1, A].
-
-    Args:
-      position: int32 [B], tokens of its document that each row has read before
-        this call; None: fresh rows.
-    """
-    positions = jnp.arange(self.size)[None]
-    if position is not None:
-      positions = positions + position[:, None]
+  def positions(self) -> Array:
+    """Returns the place of every token in its document, int32 [B or 1, A]."""
+    positions = jnp.arange(self.size, dtype=jnp.int32)[None]
+    last_start = self.last_start()
+    restarted = None if last_start is None else positions - last_start
     if self.offset is not None:
       positions = positions - self.offset[:, None]
-    last_start = self.last_start()
+    if self.position is not None:
+      positions = positions + self.position[:, None]
     if last_start is None:
       return positions
-    restarted = jnp.arange(self.size)[None] - last_start
     return jnp.where(last_start >= 0, restarted, positions)
 
-  def next_position(self, position: Array) -> Array:
-    """Returns `position` [B] as of the end of this call."""
-    if self.end is None and self.starts is None:
-      return position + self.size
-    positions = jnp.broadcast_to(
-        self.positions(position), (position.shape[0], self.size)
-    )
+  def next_position(self, batch: int) -> Array:
+    """Returns `position` as of the end of this call, int32 [B]."""
+    shape = (batch, self.size)
+    positions = jnp.broadcast_to(self.positions(), shape)
     if self.end is None:
       return positions[:, -1] + 1
-    seen = jnp.take_along_axis(
-        positions, jnp.maximum(self.end - 1, 0)[:, None], axis=1
-    )[:, 0]
+    last = jnp.maximum(self.end - 1, 0)[:, None]
+    seen = jnp.take_along_axis(positions, last, axis=1)[:, 0] + 1
     # A row without a token at all, here or open, stays where it was.
-    return jnp.where(self.end > 0, seen + 1, position)
+    before = 0 if self.position is None else self.position
+    return jnp.where(self.end > 0, seen, before)
 
   def closed(self, unit: int) -> Array | None:
     """Returns bool [B, A / unit], the units that end with this call.
@@ -132,9 +135,54 @@ class Layout:
     return jnp.any(starts, axis=-1)
 
 
-def _take_rows(x: Array, index: Array) -> Array:
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["mask", "starts", "position"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class Token:
+  """A call of one token a row, which needs no alignment.
+
+  Attributes:
+    mask: bool [B], rows that have a token; None: all.
+    starts: bool [B], rows whose document starts with it; None: no row.
+    position: int32 [B], the token's place in its document.
+  """
+
+  mask: Array | None
+  starts: Array | None
+  position: Array
+
+  def positions(self) -> Array:
+    """Returns `position` as [B, 1], like `Layout.positions`."""
+    return self.position[:, None]
+
+  def next_position(self, batch: int) -> Array:
+    """Returns how many tokens of its document a row has read now, [B]."""
+    step = 1 if self.mask is None else self.mask.astype(jnp.int32)
+    return jnp.broadcast_to(self.position + step, (batch,))
+
+
+def take_rows(x: Array, index: Array) -> Array:
   """Returns x[b, index[b, i]]."""
   return jax.vmap(lambda row, i: row[i])(x, index)
+
+
+def put_rows(x: Array, rows: Array, first: Array) -> Array:
+  """Puts rows [B, n, ...] into x [B, N, ...] at first[b] + 0, 1, ..."""
+  put = jax.vmap(
+      lambda x, rows, i: jax.lax.dynamic_update_slice_in_dim(x, rows, i, 0)
+  )
+  return put(x, rows, first)
+
+
+def rows_at(x: Array, first: Array, size: int) -> Array:
+  """Returns x[b, first[b] : first[b] + size] of x [B, N, ...]."""
+  take = jax.vmap(
+      lambda x, i: jax.lax.dynamic_slice_in_dim(x, i, size, axis=0)
+  )
+  return take(x, first)
 
 
 def concrete(*arrays: Array | None) -> bool:
@@ -156,6 +204,22 @@ def check_starts(starts: Array | None, unit: int) -> None:
     )
 
 
+def token(
+    mask: Array | None, starts: Array | None, position: Array
+) -> Token:
+  """Returns the place of one token a row.
+
+  Args:
+    mask: bool [B], rows that have a token; None: all.
+    starts: bool [B], rows whose document starts with it; None: no row.
+    position: int32 [B], tokens of its document that each row has read.
+  """
+  if starts is not None:
+    starts = starts if mask is None else starts & mask
+    position = jnp.where(starts, 0, position)
+  return Token(mask, starts, position)
+
+
 def align(
     shape: tuple[int, int],
     unit: int,
@@ -163,6 +227,7 @@ def align(
     mask: Array | None = None,
     starts: Array | None = None,
     offset: Array | None = None,
+    position: Array | None = None,
     packed: bool = False,
 ) -> Layout:
   """Returns the places of a call's tokens in whole units.
@@ -173,6 +238,7 @@ def align(
     mask: bool [B, T], False for padding, anywhere; None: all are real.
     starts: bool [B, T], first tokens of documents, at multiples of the unit.
     offset: int32 [B], tokens in each row's open unit; None: no row has any.
+    position: int32 [B], tokens of its document each row has read; None: none.
     packed: a promise that tokens already stand on boundaries: nothing is open,
       and tokens are masked only at a document's tail. Then nothing moves.
 
@@ -186,7 +252,7 @@ def align(
   check_starts(starts, unit)
   whole = -(-length // unit) * unit
   if offset is None and (mask is None or packed):
-    return _packed_layout(length, whole, unit, mask, starts, batch)
+    return _packed_layout(shape, whole, unit, mask, starts, position)
   size = whole if offset is None else -(-(length + unit - 1) // unit) * unit
   if starts is not None and offset is not None:
     # The open unit ends early where a document starts.
@@ -218,6 +284,7 @@ def align(
       mask=source < length,
       starts=None,
       offset=offset,
+      position=position,
       end=end,
       source=source,
       place=place,
@@ -229,8 +296,9 @@ def align(
   return layout
 
 
-def _packed_layout(length, whole, unit, mask, starts, batch) -> Layout:
+def _packed_layout(shape, whole, unit, mask, starts, position) -> Layout:
   """The layout of tokens that already stand on boundaries."""
+  batch, length = shape
   if mask is not None and concrete(mask, starts):
     _check_packed(np.asarray(mask), starts, unit)
   end = None
@@ -246,6 +314,7 @@ def _packed_layout(length, whole, unit, mask, starts, batch) -> Layout:
       mask=mask,
       starts=starts,
       offset=None,
+      position=position,
       end=end,
       source=None,
       place=None,

@@ -44,6 +44,9 @@ class Network(Protocol):
   def init_params(self, *, num_heads: int, head_dim: int, dtype=None) -> Params:
     """Returns the slow parameters, leaves [H, ...]; may be empty."""
 
+  def max_learning_rate(self, chunk_size: int) -> float:
+    """Returns the theta that the network bears, gates being sigmoids below."""
+
   def apply(self, dense: Dense, x: Array, params: Params) -> Array:
     """Runs the network of one head on x [b, D], row by row."""
 
@@ -116,6 +119,9 @@ class MLP:
     if not self.norm:
       return {}
     return {"gain": jnp.ones((num_heads, head_dim), dtype)}
+
+  def max_learning_rate(self, chunk_size: int) -> float:
+    return 0.01 * 16 / chunk_size
 
   def apply(self, dense: Dense, x: Array, params: Params) -> Array:
     y = dense(0, x)

@@ -164,6 +164,7 @@ def scan(
       mask=filled,
       starts=None,
       offset=None,
+      position=None,
       end=count,
       source=None,
       place=None,

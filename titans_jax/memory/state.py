@@ -95,6 +95,12 @@ class MemoryState:
   def num_heads(self) -> int:
     return self.open.keys.shape[1]
 
+  def broadcast(self, batch_size: int) -> MemoryState:
+    """Returns a state of one row as one of `batch_size` rows."""
+    rows = (self.chunk_start, self.open, self.count)
+    chunk_start, opened, count = broadcast_rows(rows, batch_size)
+    return MemoryState(chunk_start, self.initial, opened, count)
+
   def current(self) -> chunk_lib.Carry:
     """Returns W and S as of the last token seen."""
     options = chunk_lib.Rule(net=None)

@@ -1,0 +1,111 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Llama-style blocks around a mixer: x + Mixer(norm(x)), then x + SwiGLU."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from titans_jax.layers import feed_forward
+from titans_jax.layers import linear
+from titans_jax.layers import neural_memory
+from titans_jax.memory import layout as layout_lib
+from titans_jax.models import config as config_lib
+from titans_jax.models import memory_as_context
+from titans_jax.models import mixers
+
+Array = jax.Array
+
+MIXERS = {
+    "mac": memory_as_context.MemoryAsContext,
+    "mag": mixers.MemoryAsGate,
+    "mal": mixers.MemoryAsLayer,
+    "lmm": mixers.LongTermMemory,
+    "transformer": mixers.AttentionOnly,
+}
+
+
+class BlockState(NamedTuple):
+  """State of one block.
+
+  Attributes:
+    position: tokens of its document that each row has read, int32 [B].
+    document: id of the last token's document, int32 [B]; -1: none was given.
+    mixer: state of the mixer.
+  """
+
+  position: Array
+  document: Array
+  mixer: Any
+
+  def broadcast(self, batch_size: int) -> BlockState:
+    """Returns a state of one row as one of `batch_size` rows."""
+    return BlockState(
+        jnp.broadcast_to(self.position, batch_size),
+        jnp.broadcast_to(self.document, batch_size),
+        self.mixer.broadcast(batch_size),
+    )
+
+
+class Block(nn.Module):
+  """One block of a model, with persistent tokens of its own."""
+
+  config: config_lib.TitansConfig
+
+  def setup(self):
+    config = self.config
+    self.mixer_norm = linear.rms_norm(config)
+    self.mixer = MIXERS[config.variant](config)
+    self.feed_forward_norm = linear.rms_norm(config)
+    self.feed_forward = feed_forward.SwiGLU(
+        config.ffn_dim,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        out_scale=mixers.out_scale(config),
+    )
+    self.persistent = self.param(
+        "persistent",
+        nn.initializers.normal(1.0),
+        (config.num_persistent, config.model_dim),
+        config.param_dtype,
+    )
+
+  def initial_state(self, batch_size: int) -> BlockState:
+    """Returns the state of rows that have read nothing (but P)."""
+    state = BlockState(
+        position=jnp.zeros(1, jnp.int32),
+        document=jnp.full(1, -1, jnp.int32),
+        mixer=self.mixer.initial_state(
+            self.persistent.astype(self.config.dtype)
+        ),
+    )
+    return state.broadcast(batch_size)
+
+  def __call__(
+      self,
+      x: Array,
+      state: BlockState,
+      layout: layout_lib.Layout | layout_lib.Token,
+      document: Array,
+      update_memory: bool = True,
+  ) -> tuple[Array, BlockState, neural_memory.Gauges | None]:
+    """Maps aligned tokens [B, A, d], or one token a row.
+
+    Args:
+      x: [B, A, d].
+      state: of the block.
+      layout: where the tokens stand.
+      document: int32 [B], the last token's document behind this call.
+      update_memory: False: reads without learning.
+    """
+    y, mixer, gauges = self.mixer(
+        self.mixer_norm(x), state.mixer, layout, update_memory
+    )
+    x = x + y
+    x = x + self.feed_forward(self.feed_forward_norm(x))
+    position = layout.next_position(x.shape[0])
+    return x, BlockState(position, document, mixer), gauges

@@ -1,0 +1,354 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Titans as a language model: tokens and state in, logits and state out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from titans_jax.layers import linear
+from titans_jax.memory import layout as layout_lib
+from titans_jax.models import blocks
+from titans_jax.models import config as config_lib
+from titans_jax.models import loss as loss_lib
+
+Array = jax.Array
+State = tuple[blocks.BlockState, ...]
+
+
+class TitansLM(nn.Module):
+  """A decoder-only language model whose memories learn while it reads.
+
+  Pure: `apply` returns the state behind its tokens and changes nothing. One
+  call over a sequence, and calls over its pieces with the state passed on, give
+  the same logits; training, prefill and decoding are one function.
+
+  Attributes:
+    config: sizes and options.
+  """
+
+  config: config_lib.TitansConfig
+
+  def setup(self):
+    config = self.config
+    # Rows of deviation d**-0.5, multiplied by sqrt(d) on the way in: the
+    # residual stream and tied logits both start at unit variance.
+    self.embedding = self.param(
+        "embedding",
+        nn.initializers.normal(config.model_dim**-0.5),
+        (config.vocab_size, config.model_dim),
+        config.param_dtype,
+    )
+    self.blocks = blocks.Block(config)
+    self.final_norm = linear.rms_norm(config)
+    if not config.tie_embeddings:
+      self.unembed = linear.dense(config.vocab_size, config)
+
+  def __call__(
+      self,
+      tokens: Array,
+      state: State | None = None,
+      *,
+      mask: Array | None = None,
+      document_ids: Array | None = None,
+      update_memory: bool = True,
+  ) -> tuple[Array, State]:
+    """Reads tokens and predicts, at each, the next one.
+
+    Args:
+      tokens: int32 [B, T].
+      state: from `init_state` or an earlier call; None: nothing was read yet.
+      mask: bool [B, T], False for padding, anywhere; such a token changes
+        nothing and its logits are those of no input.
+      document_ids: int32 [B, T], equal within a document; where the id changes
+        everything starts again. Documents start at multiples of
+        `config.unit` (the chunk; for MAC the segment). With no state and
+        document ids, tokens may be masked only at a document's tail, as in
+        packed training data, which are then not moved.
+      update_memory: False: reads without learning.
+
+    Returns:
+      Logits [B, T, V] in at least float32, and the state, a tuple with one
+      entry per block.
+
+    Raises:
+      ValueError: shapes that do not fit; and, where the values are concrete,
+        tokens outside the vocabulary, documents off the boundaries, a full
+        attention cache.
+    """
+    layout, document = self._layout(tokens, state, mask, document_ids)
+    hidden, state, _ = self._read(
+        tokens, state, layout, document, update_memory
+    )
+    if isinstance(layout, layout_lib.Layout):
+      hidden = layout.restore(hidden)
+    return self._logits(hidden), state
+
+  def loss(
+      self,
+      tokens: Array,
+      targets: Array,
+      state: State | None = None,
+      *,
+      mask: Array | None = None,
+      document_ids: Array | None = None,
+      update_memory: bool = True,
+      z_loss: float = 0.0,
+  ) -> tuple[Array, dict[str, Any], State]:
+    """Returns the mean loss over scored tokens, without holding all logits.
+
+    Args:
+      tokens: int32 [B, T].
+      targets: int32 [B, T], the token that follows each; a negative one, or a
+        masked token, is not scored.
+      state: as in `__call__`.
+      mask: as in `__call__`.
+      document_ids: as in `__call__`.
+      update_memory: as in `__call__`.
+      z_loss: weight of the mean of log(Z)**2, which keeps logits from drifting.
+
+    Returns:
+      The loss, nats per token (plus z_loss); metrics: `cross_entropy`,
+      `accuracy`, `num_tokens` (scored), and `memory`, the gauges of every block
+      ([num_layers] each; None without memory); and the state.
+    """
+    if targets.shape != tokens.shape:
+      raise ValueError(
+          f"targets {targets.shape} and tokens {tokens.shape} differ in shape."
+      )
+    _check_vocabulary(targets, self.config.vocab_size, "targets", least=None)
+    layout, document = self._layout(tokens, state, mask, document_ids)
+    hidden, state, gauges = self._read(
+        tokens, state, layout, document, update_memory
+    )
+    if isinstance(layout, layout_lib.Layout):
+      # Places without a token get targets of -1.
+      targets = layout.arrange(targets + 1) - 1
+      mask = layout.mask
+    scored = targets >= 0 if mask is None else mask & (targets >= 0)
+    total, log_z2, correct = loss_lib.cross_entropy(
+        hidden,
+        targets,
+        scored.astype(jnp.float32),
+        self._logits,
+        self.config.vocab_size,
+    )
+    count = jnp.sum(scored, dtype=jnp.int32)
+    scale = 1 / jnp.maximum(count, 1)
+    metrics = {
+        "cross_entropy": total * scale,
+        "accuracy": correct * scale,
+        "num_tokens": count,
+        "memory": gauges,
+    }
+    return total * scale + z_loss * log_z2 * scale, metrics, state
+
+  def init_state(self, variables, *, batch_size: int) -> State:
+    """Returns the state of rows that have read nothing.
+
+    Args:
+      variables: of the model, as `init` returns them.
+      batch_size: B.
+    """
+    if batch_size < 1:
+      raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    return self.apply(
+        variables, batch_size=batch_size, method=self._initial_state
+    )
+
+  # --------------------------------------------------------------------------
+
+  def _initial_state(self, batch_size: int) -> State:
+    def body(block, carry, _):
+      return carry, block.initial_state(batch_size)
+
+    _, stacked = self._over_layers(body)(self.blocks, (), None)
+    return self._unstack(stacked)
+
+  def _over_layers(self, body):
+    """Scans body(block, carry, x) over the blocks' stacked parameters."""
+    return nn.scan(
+        body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        length=self.config.num_layers,
+    )
+
+  def _unstack(self, stacked) -> State:
+    return tuple(
+        jax.tree.map(lambda x, i=i: x[i], stacked)
+        for i in range(self.config.num_layers)
+    )
+
+  def _layout(self, tokens, state, mask, document_ids):
+    """Returns where the tokens stand, and the last token's document [B]."""
+    config = self.config
+    _check_call(tokens, state, mask, document_ids, config)
+    batch, length = tokens.shape
+    unit = config.unit
+    position = None if state is None else state[0].position
+    document = jnp.full(batch, -1, jnp.int32)
+    if state is not None:
+      document = state[0].document
+    starts = None
+    if document_ids is not None:
+      starts, document = _document_starts(document_ids, document, mask)
+      if state is None:
+        # A document that starts with the call starts where everything does.
+        starts = starts.at[:, 0].set(False)
+      layout_lib.check_starts(starts, unit)
+    if length == 1 and state is not None:
+      token = layout_lib.token(
+          None if mask is None else mask[:, 0],
+          None if starts is None else starts[:, 0],
+          position,
+      )
+      return token, document
+    layout = layout_lib.align(
+        (batch, length),
+        unit,
+        mask=mask,
+        starts=starts,
+        offset=None if state is None or unit == 1 else position % unit,
+        position=position,
+        packed=state is None and document_ids is not None,
+    )
+    return layout, document
+
+  def _read(self, tokens, state, layout, document, update_memory):
+    """Returns hidden [B, A, d], the state, and gauges stacked over blocks."""
+    config = self.config
+    if isinstance(layout, layout_lib.Layout):
+      tokens = layout.arrange(tokens)
+    x = self.embedding[tokens].astype(config.dtype) * config.model_dim**0.5
+    if isinstance(layout, layout_lib.Token) and not self.is_initializing():
+      x, state, gauges = self._step(x, state, layout, document, update_memory)
+    else:
+      stacked = None
+      if state is not None:
+        stacked = jax.tree.map(lambda *s: jnp.stack(s), *state)
+
+      def body(block, x, state):
+        if state is None:
+          state = block.initial_state(tokens.shape[0])
+        x, state, gauges = block(x, state, layout, document, update_memory)
+        return x, (state, gauges)
+
+      if config.remat:
+        body = nn.remat(body, prevent_cse=False)
+      x, (stacked, gauges) = self._over_layers(body)(self.blocks, x, stacked)
+      state = self._unstack(stacked)
+    return self.final_norm(x), state, gauges
+
+  def _step(self, x, state, token, document, update_memory):
+    """One token a row. Unrolled over blocks: a scan would copy every state."""
+    stacked = self.blocks.variables["params"]
+    block = blocks.Block(self.config, parent=None)
+    states, gauges = [], []
+    for layer, block_state in enumerate(state):
+      params = jax.tree.map(lambda p, i=layer: p[i], stacked)
+      x, block_state, gauge = block.apply(
+          {"params": params}, x, block_state, token, document, update_memory
+      )
+      states.append(block_state)
+      gauges.append(gauge)
+    return x, tuple(states), jax.tree.map(lambda *g: jnp.stack(g), *gauges)
+
+  def _logits(self, hidden: Array) -> Array:
+    if not self.config.tie_embeddings:
+      return self.unembed(hidden)
+    embedding = self.embedding.astype(self.config.dtype)
+    return jnp.einsum(
+        "btd,vd->btv",
+        hidden,
+        embedding,
+        preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
+    )
+
+
+def _document_starts(ids, document, mask):
+  """Returns where documents start, bool [B, T], and the last document [B].
+
+  A document starts at a real token whose id differs from the last real token's
+  before it, in this call or, at its beginning, in the state.
+  """
+  ids = ids.astype(jnp.int32)
+  batch, length = ids.shape
+  if mask is None:
+    mask = jnp.ones((batch, length), bool)
+  real = jnp.where(mask, jnp.arange(length), -1)
+  latest = jax.lax.cummax(real, axis=1)
+  known = jnp.take_along_axis(ids, jnp.maximum(latest, 0), axis=1)
+  known = jnp.where(latest >= 0, known, document[:, None])
+  before = jnp.concatenate([document[:, None], known[:, :-1]], axis=1)
+  return mask & (ids != before), known[:, -1]
+
+
+def _check_vocabulary(tokens, vocab_size, name, least=0) -> None:
+  if not layout_lib.concrete(tokens):
+    return
+  tokens = np.asarray(tokens)
+  wrong = tokens >= vocab_size
+  if least is not None:
+    wrong |= tokens < least
+  if wrong.any():
+    value = tokens[tuple(np.argwhere(wrong)[0])]
+    raise ValueError(
+        f"{name} hold {value}, outside the vocabulary of {vocab_size} tokens"
+        f" (0 to {vocab_size - 1})."
+    )
+
+
+def _check_call(tokens, state, mask, document_ids, config) -> None:
+  """Raises ValueError for arguments that do not fit each other."""
+  if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+    raise ValueError(
+        f"tokens must be integers of shape [B, T], got {tokens.dtype} of shape"
+        f" {tuple(tokens.shape)}."
+    )
+  batch, length = tokens.shape
+  if length < 1:
+    raise ValueError("The sequence is empty: T must be at least 1.")
+  if mask is not None and (mask.shape != tokens.shape or mask.dtype != bool):
+    raise ValueError(
+        f"mask must be bool of shape {tokens.shape}, got {mask.dtype} of shape"
+        f" {mask.shape}."
+    )
+  if document_ids is not None and document_ids.shape != tokens.shape:
+    raise ValueError(
+        f"document_ids must have shape {tokens.shape}, got"
+        f" {document_ids.shape}."
+    )
+  if mask is None or layout_lib.concrete(mask):
+    real = tokens
+    if mask is not None and layout_lib.concrete(tokens):
+      real = np.where(np.asarray(mask), np.asarray(tokens), 0)
+    _check_vocabulary(real, config.vocab_size, "tokens")
+  seen = 0
+  if state is not None:
+    if len(state) != config.num_layers:
+      raise ValueError(
+          f"The state holds {len(state)} blocks, but the model has"
+          f" {config.num_layers}."
+      )
+    rows = state[0].position.shape[0]
+    if rows != batch:
+      raise ValueError(
+          f"The state holds {rows} rows, but the batch has {batch}."
+      )
+    if layout_lib.concrete(state[0].position):
+      seen = int(np.max(state[0].position))
+  if config.variant == "transformer" and config.window is None:
+    if document_ids is not None:
+      seen = 0  # Documents may start again within the call.
+    if seen + length > config.max_length and document_ids is None:
+      raise ValueError(
+          f"Full attention holds max_length={config.max_length} tokens, but"
+          f" {seen} were read and {length} more are given. Set max_length, or a"
+          " window."
+      )
