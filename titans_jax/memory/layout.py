@@ -303,7 +303,7 @@ def _packed_layout(shape, whole, unit, mask, starts, position) -> Layout:
     _check_packed(np.asarray(mask), starts, unit)
   end = None
   if mask is not None:
-    end = jnp.max(jnp.where(mask, jnp.arange(length) + 1, 0), axis=1)
+    end = jnp.max(jnp.where(mask, jnp.arange(length, dtype=jnp.int32) + 1, 0), axis=1)
   pad = [(0, 0), (0, whole - length)]
   if whole > length:
     mask = jnp.ones((batch, length), bool) if mask is None else mask
