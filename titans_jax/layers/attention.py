@@ -122,8 +122,7 @@ class Attention(nn.Module):
 
   def setup(self):
     width = self.num_heads * self.head_dim
-    self.query = linear.dense(width, self)
-    self.key = linear.dense(width, self)
+    self.query_key = linear.TwinDense(width, self.dtype, self.param_dtype)
     self.value = linear.dense(width, self)
     self.out = linear.dense(self.model_dim, self, scale=self.out_scale)
 
@@ -132,11 +131,13 @@ class Attention(nn.Module):
 
   def queries(self, x: Array) -> Array:
     """Maps [B, T, d] to unrotated queries [B, T, H, D]."""
-    return self._heads(self.query(x))
+    return self._heads(self.query_key(x, 0))
 
   def keys_values(self, x: Array) -> KeysValues:
     """Maps [B, T, d] to unrotated keys and values [B, T, H, D]."""
-    return KeysValues(self._heads(self.key(x)), self._heads(self.value(x)))
+    return KeysValues(
+        self._heads(self.query_key(x, 1)), self._heads(self.value(x))
+    )
 
   def rotate(self, x: Array, positions: Array) -> Array:
     """Rotates [B, T, H, D] by positions [B or 1, T]."""

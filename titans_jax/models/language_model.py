@@ -148,6 +148,31 @@ class TitansLM(nn.Module):
     }
     return total * scale + z_loss * log_z2 * scale, metrics, state
 
+  def last_logits(
+      self,
+      tokens: Array,
+      state: State | None = None,
+      *,
+      mask: Array | None = None,
+      update_memory: bool = True,
+  ) -> tuple[Array, State]:
+    """Reads tokens like `__call__`; returns logits behind each row's last one.
+
+    Returns:
+      Logits [B, V] (those of a row without a real token mean nothing), and the
+      state.
+    """
+    layout, document = self._layout(tokens, state, mask, None)
+    hidden, state, _ = self._read(
+        tokens, state, layout, document, update_memory
+    )
+    if isinstance(layout, layout_lib.Token) or layout.end is None:
+      hidden = hidden[:, -1:]
+    else:
+      last = jnp.maximum(layout.end - 1, 0)
+      hidden = layout_lib.rows_at(hidden, last, 1)
+    return self._logits(hidden)[:, 0], state
+
   def init_state(self, variables, *, batch_size: int) -> State:
     """Returns the state of rows that have read nothing.
 
@@ -160,6 +185,28 @@ class TitansLM(nn.Module):
     return self.apply(
         variables, batch_size=batch_size, method=self._initial_state
     )
+
+  def check_tokens(self, tokens: Array) -> None:
+    """Raises ValueError for concrete tokens outside the vocabulary."""
+    _check_vocabulary(tokens, self.config.vocab_size, "tokens")
+
+  def check_room(self, state: State | None, length: int) -> None:
+    """Raises ValueError where full attention cannot hold `length` more tokens.
+
+    All other variants read on without bound.
+    """
+    config = self.config
+    if config.variant != "transformer" or config.window is not None:
+      return
+    seen = 0
+    if state is not None and layout_lib.concrete(state[0].position):
+      seen = int(np.max(state[0].position))
+    if seen + length > config.max_length:
+      raise ValueError(
+          f"Full attention holds max_length={config.max_length} tokens, but"
+          f" {seen} were read and {length} more are to come. Set max_length, or"
+          " a window."
+      )
 
   # --------------------------------------------------------------------------
 
@@ -190,6 +237,8 @@ class TitansLM(nn.Module):
     config = self.config
     _check_call(tokens, state, mask, document_ids, config)
     batch, length = tokens.shape
+    if document_ids is None:
+      self.check_room(state, length)
     unit = config.unit
     position = None if state is None else state[0].position
     document = jnp.full(batch, -1, jnp.int32)
@@ -329,7 +378,6 @@ def _check_call(tokens, state, mask, document_ids, config) -> None:
     if mask is not None and layout_lib.concrete(tokens):
       real = np.where(np.asarray(mask), np.asarray(tokens), 0)
     _check_vocabulary(real, config.vocab_size, "tokens")
-  seen = 0
   if state is not None:
     if len(state) != config.num_layers:
       raise ValueError(
@@ -340,15 +388,4 @@ def _check_call(tokens, state, mask, document_ids, config) -> None:
     if rows != batch:
       raise ValueError(
           f"The state holds {rows} rows, but the batch has {batch}."
-      )
-    if layout_lib.concrete(state[0].position):
-      seen = int(np.max(state[0].position))
-  if config.variant == "transformer" and config.window is None:
-    if document_ids is not None:
-      seen = 0  # Documents may start again within the call.
-    if seen + length > config.max_length and document_ids is None:
-      raise ValueError(
-          f"Full attention holds max_length={config.max_length} tokens, but"
-          f" {seen} were read and {length} more are given. Set max_length, or a"
-          " window."
       )

@@ -128,11 +128,12 @@ class MemoryAsLayer(nn.Module):
 
   def setup(self):
     self.memory = neural_memory(self.config)
+    self.norm = linear.rms_norm(self.config)
     self.attention = window_attention(self.config)
 
   def initial_state(self, prefix: Array) -> MemoryWindowState:
     memory, outputs = self.memory.initial_state(prefix)
-    prefix = prefix if outputs is None else outputs
+    prefix = prefix if outputs is None else self.norm(outputs)
     return MemoryWindowState(memory, self.attention.initial_state(prefix))
 
   def __call__(
@@ -141,7 +142,7 @@ class MemoryAsLayer(nn.Module):
     m, memory, gauges = self.memory.apply_aligned(
         x, state.memory, layout, update_memory
     )
-    y, attention = self.attention(m, state.attention, layout)
+    y, attention = self.attention(self.norm(m), state.attention, layout)
     return y, MemoryWindowState(memory, attention), gauges
 
 

@@ -1,0 +1,271 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Generation: prefill in pieces of one size, then one compiled step."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from titans_jax.inference import sampling
+from titans_jax.models import language_model
+
+Array = jax.Array
+
+# Prompts are read in pieces of this many tokens, shorter ones in a power of 2:
+# few programs are compiled, and activations do not grow with the prompt.
+_PIECE = 1024
+
+
+def generate(
+    model: language_model.TitansLM,
+    variables: Any,
+    prompts: Array,
+    *,
+    lengths: Array | None = None,
+    max_new_tokens: int,
+    rng: Array | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_token: int | None = None,
+    state: language_model.State | None = None,
+) -> Array:
+  """Continues a batch of prompts.
+
+  Time and memory per token do not depend on how many came before.
+
+  Args:
+    model: the model.
+    variables: its parameters, as `init` returns them.
+    prompts: int32 [B, P], padded at the end.
+    lengths: int [B], each prompt's tokens, at least 1; None: all P.
+    max_new_tokens: tokens to add.
+    rng: a key; may be None at temperature 0.
+    temperature: 0 is greedy.
+    top_k: keeps the k most likely tokens only.
+    top_p: keeps the most likely tokens of total probability p only.
+    stop_token: a row that has produced it goes on with it alone.
+    state: what the rows have read before; None: nothing.
+
+  Returns:
+    int32 [B, max_new_tokens].
+
+  Raises:
+    ValueError: options or lengths out of range, tokens outside the vocabulary,
+      a state of another batch size, more tokens than full attention can hold.
+  """
+  rng = _check(
+      model, prompts, lengths, max_new_tokens, rng, temperature, top_k, top_p
+  )
+  logits, state = prefill(
+      model, variables, prompts, lengths, state, max_new_tokens
+  )
+  return _generate_rest(
+      model,
+      variables,
+      logits,
+      state,
+      rng,
+      None if stop_token is None else jnp.int32(stop_token),
+      max_new_tokens=max_new_tokens,
+      temperature=float(temperature),
+      top_k=top_k,
+      top_p=top_p,
+  )
+
+
+def stream(
+    model: language_model.TitansLM,
+    variables: Any,
+    prompts: Array,
+    *,
+    lengths: Array | None = None,
+    max_new_tokens: int,
+    rng: Array | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_token: int | None = None,
+    state: language_model.State | None = None,
+) -> Iterator[np.ndarray]:
+  """Yields the tokens of `generate` one by one, int32 [B] each.
+
+  Ends early when every row has produced the stop token.
+  """
+  rng = _check(
+      model, prompts, lengths, max_new_tokens, rng, temperature, top_k, top_p
+  )
+  logits, state = prefill(
+      model, variables, prompts, lengths, state, max_new_tokens
+  )
+  stopped = np.zeros(prompts.shape[0], bool)
+  options = {
+      "temperature": float(temperature),
+      "top_k": top_k,
+      "top_p": top_p,
+  }
+  for i in range(max_new_tokens):
+    tokens = np.array(_sample(jax.random.fold_in(rng, i), logits, **options))
+    if stop_token is not None:
+      tokens = np.where(stopped, stop_token, tokens).astype(np.int32)
+      stopped |= tokens == stop_token
+    yield tokens
+    if stopped.all() or i == max_new_tokens - 1:
+      return
+    logits, state = _next_logits(model, variables, jnp.asarray(tokens), state)
+
+
+def prefill(
+    model: language_model.TitansLM,
+    variables: Any,
+    prompts: Array,
+    lengths: Array | None,
+    state: language_model.State | None,
+    reserve: int = 0,
+) -> tuple[Array, language_model.State]:
+  """Reads prompts and returns the logits behind each row's last token.
+
+  Args:
+    model: the model.
+    variables: its parameters.
+    prompts: int32 [B, P].
+    lengths: int [B] or None.
+    state: what was read before, or None.
+    reserve: tokens that will follow, for which full attention must have room.
+
+  Returns:
+    Logits [B, V], and the state.
+  """
+  prompts = np.asarray(prompts, np.int32)
+  batch, size = prompts.shape
+  lengths = np.full(batch, size) if lengths is None else np.asarray(lengths)
+  if state is None:
+    state = model.init_state(variables, batch_size=batch)
+  model.check_room(state, int(lengths.max()) + reserve)
+  piece = min(_PIECE, 1 << (size - 1).bit_length())
+  mask = np.arange(size) < lengths[:, None]
+  logits = None
+  for first in range(0, size, piece):
+    tokens = np.zeros((batch, piece), np.int32)
+    here = np.zeros((batch, piece), bool)
+    width = min(piece, size - first)
+    tokens[:, :width] = prompts[:, first : first + width]
+    here[:, :width] = mask[:, first : first + width]
+    model.check_tokens(np.where(here, tokens, 0))
+    if logits is not None and not here.any():
+      break
+    logits, state = _prefill_piece(
+        model, variables, tokens, here, state, logits
+    )
+  return logits, state
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prefill_piece(model, variables, tokens, mask, state, logits):
+  """Reads one piece; rows without a token in it keep their logits."""
+  last, state = model.apply(
+      variables, tokens, state, mask=mask, method="last_logits"
+  )
+  if logits is not None:
+    last = jnp.where(jnp.any(mask, axis=1)[:, None], last, logits)
+  return last, state
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+def _next_logits(model, variables, tokens, state):
+  logits, state = model.apply(variables, tokens[:, None], state)
+  return logits[:, 0], state
+
+
+_sample = jax.jit(
+    sampling.sample, static_argnames=("temperature", "top_k", "top_p")
+)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnums=0,
+    static_argnames=("max_new_tokens", "temperature", "top_k", "top_p"),
+)
+def _generate_rest(
+    model,
+    variables,
+    logits,
+    state,
+    rng,
+    stop_token,
+    *,
+    max_new_tokens,
+    temperature,
+    top_k,
+    top_p,
+):
+  """Samples and reads until all is done, in one program."""
+  batch = logits.shape[0]
+
+  def choose(i, logits, stopped):
+    tokens = sampling.sample(
+        jax.random.fold_in(rng, i),
+        logits,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    if stop_token is not None:
+      tokens = jnp.where(stopped, stop_token, tokens)
+      stopped = stopped | (tokens == stop_token)
+    return tokens, stopped
+
+  def cond(carry):
+    i, _, _, _, stopped = carry
+    return (i < max_new_tokens) & ~jnp.all(stopped)
+
+  def body(carry):
+    i, tokens, state, new_tokens, stopped = carry
+    logits, state = model.apply(variables, tokens[:, None], state)
+    tokens, stopped = choose(i, logits[:, 0], stopped)
+    new_tokens = jax.lax.dynamic_update_slice(
+        new_tokens, tokens[:, None], (0, i)
+    )
+    return i + 1, tokens, state, new_tokens, stopped
+
+  tokens, stopped = choose(0, logits, jnp.zeros(batch, bool))
+  fill = 0 if stop_token is None else stop_token
+  new_tokens = jnp.full((batch, max_new_tokens), fill, jnp.int32)
+  new_tokens = new_tokens.at[:, 0].set(tokens)
+  carry = (jnp.int32(1), tokens, state, new_tokens, stopped)
+  return jax.lax.while_loop(cond, body, carry)[3]
+
+
+def _check(
+    model, prompts, lengths, max_new_tokens, rng, temperature, top_k, top_p
+) -> Array:
+  """Checks the arguments of a call and returns its key."""
+  sampling.check_options(temperature, top_k, top_p)
+  if prompts.ndim != 2 or prompts.shape[1] < 1:
+    raise ValueError(
+        f"prompts must have shape [B, P] with P >= 1, got {prompts.shape}."
+    )
+  if max_new_tokens < 1:
+    raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+  if lengths is not None:
+    lengths = np.asarray(lengths)
+    if lengths.shape != prompts.shape[:1]:
+      raise ValueError(
+          f"lengths must have shape {prompts.shape[:1]}, got {lengths.shape}."
+      )
+    if lengths.min() < 1 or lengths.max() > prompts.shape[1]:
+      raise ValueError(
+          f"lengths must lie between 1 and {prompts.shape[1]}, the prompts'"
+          f" width, got {lengths.tolist()}."
+      )
+  if rng is None:
+    if temperature > 0:
+      raise ValueError("Sampling needs a key: rng=jax.random.key(0), say.")
+    rng = jax.random.key(0)
+  return rng

@@ -1,0 +1,283 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: asynchronous, checked, and never half a one."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+from typing import Any, NamedTuple
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from titans_jax.models import language_model
+from titans_jax.training import config as config_lib
+from titans_jax.training import step as step_lib
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint could not be written or read."""
+
+
+class Restored(NamedTuple):
+  """What a checkpoint holds.
+
+  Attributes:
+    state: parameters, optimizer state and step.
+    data: state of the data, as it was saved.
+    run: the configuration it was trained with.
+  """
+
+  state: step_lib.TrainState
+  data: dict[str, Any]
+  run: config_lib.RunConfig
+
+
+class Checkpoints:
+  """The checkpoints of one run, in `directory`."""
+
+  def __init__(self, directory: str | os.PathLike[str], *, keep: int = 3):
+    self.directory = pathlib.Path(directory).absolute()
+    self._manager = ocp.CheckpointManager(
+        self.directory,
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=True
+        ),
+    )
+    self._last_good = self._manager.latest_step()
+
+  def last_good(self) -> str:
+    """Names the newest checkpoint that is known to be whole."""
+    if self._last_good is None:
+      return "no checkpoint was saved yet"
+    return f"the last good checkpoint is {self.directory / str(self._last_good)}"
+
+  def check_space(self, state: step_lib.TrainState) -> None:
+    """Raises CheckpointError if the disk cannot hold one more checkpoint."""
+    needed = sum(x.nbytes for x in jax.tree.leaves(state))
+    free = shutil.disk_usage(self.directory).free
+    if free < needed:
+      raise CheckpointError(
+          f"A checkpoint takes up to {needed:,} bytes, but {self.directory} has"
+          f" {free:,} free; {self.last_good()}. Free some space, or choose"
+          " another --workdir."
+      )
+
+  def save(
+      self,
+      state: step_lib.TrainState,
+      data: dict[str, Any],
+      run: config_lib.RunConfig,
+  ) -> None:
+    """Saves in the background; an error of the save before is raised here."""
+    step = int(state.step)
+    self.wait()
+    self.check_space(state)
+    meta = {
+        "format_version": config_lib.FORMAT_VERSION,
+        "run": run.to_dict(),
+        "data": data,
+        "checksums": _checksums(state),
+    }
+    try:
+      self._manager.save(
+          step,
+          args=ocp.args.Composite(
+              params=ocp.args.StandardSave(state.params),
+              optimizer=ocp.args.StandardSave(_optimizer_item(state)),
+              meta=ocp.args.JsonSave(meta),
+          ),
+      )
+    except Exception as error:
+      raise self._failed(step, error) from error
+    self._saving = step
+
+  _saving: int | None = None
+
+  def wait(self) -> None:
+    """Waits until the save in the background is done."""
+    if self._saving is None:
+      return
+    step, self._saving = self._saving, None
+    try:
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
+    except Exception as error:
+      raise self._failed(step, error) from error
+    self._last_good = step
+
+  def _failed(self, step: int, error: Exception) -> CheckpointError:
+    free = shutil.disk_usage(self.directory).free
+    return CheckpointError(
+        f"Saving the checkpoint of step {step} failed ({free:,} bytes are free"
+        f" in {self.directory}): {_first_line(error)}; {self.last_good()}."
+    )
+
+  def saved_run(self) -> tuple[config_lib.RunConfig, dict[str, Any]] | None:
+    """Returns the configuration and data state of the newest readable one."""
+    for step in self._steps():
+      try:
+        meta = self._meta(step)
+        return config_lib.run_config(meta["run"]), meta["data"]
+      except Exception as error:  # pylint: disable=broad-except
+        self._damaged(step, error)
+    return None
+
+  def restore(self, like: step_lib.TrainState) -> Restored | None:
+    """Returns the newest whole checkpoint, or None where there is none.
+
+    Args:
+      like: a state of the same shapes, whose shardings the result gets.
+
+    Raises:
+      CheckpointError: there are checkpoints, but none is whole.
+    """
+    steps = self._steps()
+    for step in steps:
+      try:
+        restored = self._restore(step, like)
+      except Exception as error:  # pylint: disable=broad-except
+        self._damaged(step, error)
+        continue
+      self._last_good = step
+      return restored
+    if steps:
+      raise CheckpointError(
+          f"None of the checkpoints {steps} in {self.directory} can be read."
+      )
+    return None
+
+  def _restore(self, step: int, like: step_lib.TrainState) -> Restored:
+    meta = self._meta(step)
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    items = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+            params=ocp.args.StandardRestore(abstract.params),
+            optimizer=ocp.args.StandardRestore(_optimizer_item(abstract)),
+        ),
+    )
+    state = step_lib.TrainState(
+        step=items["optimizer"]["step"],
+        params=items["params"],
+        opt_state=items["optimizer"]["opt_state"],
+    )
+    _check_sums(_checksums(state), meta["checksums"])
+    return Restored(state, meta["data"], config_lib.run_config(meta["run"]))
+
+  def restore_params(
+      self, step: int | None = None
+  ) -> tuple[Any, config_lib.RunConfig, int]:
+    """Returns the parameters alone, the run they are of, and their step.
+
+    Args:
+      step: which checkpoint; None: the newest whole one.
+
+    Raises:
+      CheckpointError: none can be read.
+    """
+    steps = self._steps() if step is None else [step]
+    for candidate in steps:
+      try:
+        meta = self._meta(candidate)
+        run = config_lib.run_config(meta["run"])
+        like = jax.eval_shape(lambda run=run: _params(run))
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+            like,
+        )
+        items = self._manager.restore(
+            candidate,
+            args=ocp.args.Composite(params=ocp.args.StandardRestore(like)),
+        )
+        sums = _checksums({"params": items["params"]})
+        _check_sums(sums, {k: meta["checksums"].get(k) for k in sums})
+        return items["params"], run, candidate
+      except Exception as error:  # pylint: disable=broad-except
+        self._damaged(candidate, error)
+    raise CheckpointError(
+        f"No readable checkpoint in {self.directory}"
+        + (f" (tried steps {steps})." if steps else ": it holds none.")
+    )
+
+  def close(self) -> None:
+    self._manager.close()
+
+  def _steps(self) -> list[int]:
+    return sorted(self._manager.all_steps(), reverse=True)
+
+  def _meta(self, step: int) -> dict[str, Any]:
+    args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+    return self._manager.restore(step, args=args)["meta"]
+
+  def _damaged(self, step: int, error: Exception) -> None:
+    logging.warning(
+        "Checkpoint %s is damaged and is passed over: %s",
+        self.directory / str(step),
+        _first_line(error),
+    )
+
+
+def open_checkpoints(path: str | os.PathLike[str]) -> Checkpoints:
+  """Opens the checkpoints of a workdir, or of its `checkpoints` folder.
+
+  Raises:
+    CheckpointError: the path holds none.
+  """
+  path = pathlib.Path(path)
+  for directory in (path / "checkpoints", path):
+    if directory.is_dir() and any(p.name.isdigit() for p in directory.iterdir()):
+      return Checkpoints(directory)
+  raise CheckpointError(
+      f"{path} holds no checkpoint. Give the --workdir of a run of"
+      " experiments.pretrain."
+  )
+
+
+def _optimizer_item(state: step_lib.TrainState) -> dict[str, Any]:
+  return {"step": state.step, "opt_state": state.opt_state}
+
+
+def _params(run: config_lib.RunConfig):
+  model = language_model.TitansLM(run.model)
+  tokens = jnp.zeros((1, run.model.unit), jnp.int32)
+  return model.init(jax.random.key(0), tokens)["params"]
+
+
+def _checksums(state) -> dict[str, int]:
+  """Returns a sum over the bits of every leaf, made where the leaf lives.
+
+  The storage format would not notice a flipped bit.
+  """
+  if isinstance(state, step_lib.TrainState):
+    state = state._asdict()
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  sums = jax.device_get([_bit_sum(leaf) for _, leaf in leaves])
+  return {
+      jax.tree_util.keystr(path): int(value)
+      for (path, _), value in zip(leaves, sums)
+  }
+
+
+@jax.jit
+def _bit_sum(x):
+  unsigned = jnp.dtype(f"uint{8 * min(x.dtype.itemsize, 4)}")
+  words = jax.lax.bitcast_convert_type(x, unsigned)
+  return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
+
+
+def _check_sums(found: dict[str, int], saved: dict[str, int]) -> None:
+  wrong = [name for name, value in found.items() if saved.get(name) != value]
+  if wrong:
+    raise CheckpointError(f"the checksum of {wrong[0]} does not fit its values")
+
+
+def _first_line(error: Exception) -> str:
+  return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"[:300]
+
+

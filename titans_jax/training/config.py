@@ -1,0 +1,193 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration of a training run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from titans_jax import memory as memory_lib
+from titans_jax.models import config as model_config
+
+# Increased when checkpoints or config.json change their form.
+FORMAT_VERSION = 1
+
+
+def _at_least(config, least, *names) -> None:
+  section = type(config).__name__.removesuffix("Config").lower()
+  for name in names:
+    value = getattr(config, name)
+    if value < least:
+      raise ValueError(
+          f"{section}.{name} must be at least {least}, got {value}."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """What is read.
+
+  Attributes:
+    source: "builtin" (the documentation that Python carries), a file, or a glob
+      of files: text, `.jsonl` (a document per line under "text"), or
+      `.array_record` (a document per record).
+    tokenizer: "byte", or the path of a Hugging Face tokenizer.json.
+    sequence_length: T, a multiple of the chunk (for MAC of the segment).
+    batch_size: sequences per step, over all processes.
+    heldout_fraction: share of the text that is never trained on.
+    max_heldout_sequences: evaluate on no more than these; None: on all.
+    cache_dir: where the tokenised text is kept; None: in the workdir.
+  """
+
+  source: str = "builtin"
+  tokenizer: str = "byte"
+  sequence_length: int = 512
+  batch_size: int = 8
+  heldout_fraction: float = 0.1
+  max_heldout_sequences: int | None = None
+  cache_dir: str | None = None
+
+  def __post_init__(self):
+    _at_least(self, 1, "sequence_length", "batch_size")
+    if not 0 < self.heldout_fraction < 1:
+      raise ValueError(
+          "data.heldout_fraction must lie between 0 and 1, got"
+          f" {self.heldout_fraction}."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW with warm-up and cosine decay.
+
+  Attributes:
+    learning_rate: at the peak.
+    warmup_steps: steps of linear warm-up.
+    final_fraction: learning rate at the end, as a share of the peak.
+    weight_decay: of projections and embeddings; norms, biases, gates, persistent
+      tokens and the initial memory are not decayed.
+    b1: decay of the first moment.
+    b2: decay of the second moment.
+    epsilon: added to the root of the second moment.
+    max_grad_norm: bound on the global norm of the gradient.
+  """
+
+  learning_rate: float = 1e-3
+  warmup_steps: int = 100
+  final_fraction: float = 0.1
+  weight_decay: float = 0.1
+  b1: float = 0.9
+  b2: float = 0.95
+  epsilon: float = 1e-8
+  max_grad_norm: float = 1.0
+
+  def __post_init__(self):
+    _at_least(self, 0, "warmup_steps", "weight_decay")
+    for name in ("learning_rate", "epsilon", "max_grad_norm"):
+      if getattr(self, name) <= 0:
+        raise ValueError(
+            f"optimizer.{name} must be positive, got {getattr(self, name)}."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """How long and how.
+
+  Attributes:
+    num_steps: optimizer steps.
+    accumulation: microbatches whose gradients make one step.
+    z_loss: weight of the mean of log(Z)**2.
+    log_every: steps between rows of metrics.
+    eval_every: steps between evaluations on the held-out text.
+    checkpoint_every: steps between checkpoints.
+    keep_checkpoints: how many are kept.
+  """
+
+  num_steps: int = 1000
+  accumulation: int = 1
+  z_loss: float = 0.0
+  log_every: int = 10
+  eval_every: int = 100
+  checkpoint_every: int = 100
+  keep_checkpoints: int = 3
+
+  def __post_init__(self):
+    _at_least(
+        self,
+        1,
+        "num_steps",
+        "accumulation",
+        "log_every",
+        "eval_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+    )
+    _at_least(self, 0, "z_loss")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+  """A run: everything that its result depends on.
+
+  Attributes:
+    model: the model; its vocab_size may be None for the tokenizer's.
+    data: what is read.
+    optimizer: AdamW's numbers.
+    train: how long and how.
+    seed: of parameters and data order.
+  """
+
+  model: model_config.TitansConfig
+  data: DataConfig = DataConfig()
+  optimizer: OptimizerConfig = OptimizerConfig()
+  train: TrainConfig = TrainConfig()
+  seed: int = 0
+
+  def __post_init__(self):
+    if self.data.batch_size % self.train.accumulation:
+      raise ValueError(
+          f"data.batch_size={self.data.batch_size} is not a multiple of"
+          f" train.accumulation={self.train.accumulation}."
+      )
+    if self.data.sequence_length % self.model.unit:
+      raise ValueError(
+          f"data.sequence_length={self.data.sequence_length} is not a multiple"
+          f" of {self.model.unit}, the model's"
+          f" {'segment' if self.model.variant == 'mac' else 'chunk'}."
+      )
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns plain values, as `config.json` holds them."""
+    return dataclasses.asdict(self) | {"format_version": FORMAT_VERSION}
+
+
+def run_config(values: dict[str, Any]) -> RunConfig:
+  """Returns the run that plain values describe.
+
+  Raises:
+    ValueError: values out of range, or of another format version.
+    TypeError: a field that does not exist.
+  """
+  values = dict(values)
+  version = values.pop("format_version", FORMAT_VERSION)
+  if version != FORMAT_VERSION:
+    raise ValueError(
+        f"The configuration has format version {version}, but this program"
+        f" reads version {FORMAT_VERSION}."
+    )
+  return RunConfig(
+      model=make_model_config(values["model"]),
+      data=DataConfig(**values["data"]),
+      optimizer=OptimizerConfig(**values["optimizer"]),
+      train=TrainConfig(**values["train"]),
+      seed=values["seed"],
+  )
+
+
+def make_model_config(values: dict[str, Any]) -> model_config.TitansConfig:
+  """Returns the model that plain values describe."""
+  values = dict(values)
+  net = memory_lib.MLP(**values.pop("memory"))
+  return model_config.TitansConfig(memory=net, **values)

@@ -1,0 +1,113 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics, written as they come: `metrics.jsonl`, TensorBoard, a learning curve."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+
+class MetricWriter:
+  """Writes rows of scalars by step.
+
+  A run that resumes drops the rows past the step it resumes from, so that the
+  file is that of a run that was never stopped.
+  """
+
+  def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int = 0):
+    try:
+      import tensorboardX  # pylint: disable=g-import-not-at-top
+    except ImportError as error:
+      raise ImportError(
+          "Training needs the extra 'train': pip install 'titans-jax[train]'."
+      ) from error
+    workdir = pathlib.Path(workdir)
+    self.path = workdir / "metrics.jsonl"
+    rows = [row for row in read_metrics(workdir) if row["step"] <= resume_step]
+    _replace(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+    self._file = self.path.open("a")
+    self._board = tensorboardX.SummaryWriter(
+        str(workdir), purge_step=resume_step + 1 if resume_step else None
+    )
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    """Writes one row; not-a-number and infinity are written as null."""
+    row = {
+        name: float(value) if np.isfinite(value) else None
+        for name, value in values.items()
+    }
+    self._file.write(json.dumps({"step": step} | row) + "\n")
+    self._file.flush()
+    for name, value in values.items():
+      self._board.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    self._file.close()
+    self._board.close()
+
+
+def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+  """Returns the whole rows of a workdir's `metrics.jsonl`, oldest first."""
+  path = pathlib.Path(workdir) / "metrics.jsonl"
+  if not path.exists():
+    return []
+  rows = []
+  for line in path.read_text().splitlines():
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError:  # a row that a kill cut off
+      break
+  return rows
+
+
+def plot_learning_curve(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """Draws `learning_curve.png` from a workdir's metrics and returns its path."""
+  import matplotlib  # pylint: disable=g-import-not-at-top
+
+  matplotlib.use("Agg")
+  from matplotlib import pyplot  # pylint: disable=g-import-not-at-top
+
+  rows = read_metrics(workdir)
+  figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+  for name, label, style in (
+      ("loss", "training", {"linewidth": 0.8, "alpha": 0.7}),
+      ("eval_loss", "held out", {"marker": "o", "markersize": 3}),
+  ):
+    points = [(r["step"], r[name]) for r in rows if r.get(name) is not None]
+    if points:
+      axes.plot(*zip(*points), label=label, **style)
+  axes.set_xlabel("step")
+  axes.set_ylabel("loss (nats per token)")
+  axes.grid(alpha=0.3)
+  axes.legend()
+  path = pathlib.Path(workdir) / "learning_curve.png"
+  figure.savefig(path, dpi=120)
+  pyplot.close(figure)
+  return path
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+  """Writes a file whole or not at all."""
+  part = path.with_name(path.name + ".part")
+  part.write_text(text)
+  part.replace(path)
+
+
+def flatten(metrics: dict[str, Any]) -> dict[str, float]:
+  """Returns a train step's metrics as scalars with names.
+
+  A block's gauges become `memory/NAME/layer_00` and so on.
+  """
+  metrics = dict(metrics)
+  gauges = metrics.pop("memory", None)
+  row = {name: float(value) for name, value in metrics.items()}
+  if gauges is not None:
+    for name, values in gauges._asdict().items():
+      for layer, value in enumerate(np.asarray(values)):
+        row[f"memory/{name}/layer_{layer:02d}"] = float(value)
+  return row

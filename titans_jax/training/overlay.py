@@ -1,0 +1,91 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Run configurations as `ml_collections` dictionaries, for command lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from titans_jax import memory as memory_lib
+from titans_jax.models import config as model_config
+from titans_jax.training import config as config_lib
+
+
+def run_config_dict(
+    *,
+    model: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    optimizer: dict[str, Any] | None = None,
+    train: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> ml_collections.ConfigDict:
+  """Returns every field of a run, with other values where given.
+
+  A field that may be None is a placeholder: it can be set from the command
+  line, and what it stands for is worked out from the other fields.
+
+  Args:
+    model: fields of `TitansConfig`; `memory` a dictionary of fields of `MLP`.
+      vocab_size is the tokenizer's unless it is given.
+    data: fields of `DataConfig`.
+    optimizer: fields of `OptimizerConfig`.
+    train: fields of `TrainConfig`.
+    seed: of the run.
+  """
+  model = dict(model or {})
+  net = _section(memory_lib.MLP, model.pop("memory", {}))
+  fields = _section(model_config.TitansConfig, model, skip=("memory",))
+  if "vocab_size" not in model:
+    fields["vocab_size"] = config_dict.placeholder(int)
+  return ml_collections.ConfigDict({
+      "model": {**fields, "memory": net},
+      "data": _section(config_lib.DataConfig, data or {}),
+      "optimizer": _section(config_lib.OptimizerConfig, optimizer or {}),
+      "train": _section(config_lib.TrainConfig, train or {}),
+      "seed": seed,
+  })
+
+
+def run_config(
+    values: ml_collections.ConfigDict, default_vocab_size: int
+) -> config_lib.RunConfig:
+  """Returns the run that a dictionary of `run_config_dict` describes."""
+  values = values.to_dict()
+  if values["model"]["vocab_size"] is None:
+    values["model"]["vocab_size"] = default_vocab_size
+  return config_lib.run_config(values)
+
+
+def _section(cls, values: dict[str, Any], skip=()) -> dict[str, Any]:
+  """Returns a dataclass's fields, None as a placeholder of their type."""
+  hints = typing.get_type_hints(cls)
+  section = {}
+  for field in dataclasses.fields(cls):
+    if field.name in skip:
+      continue
+    value = values.get(field.name, field.default)
+    if value is None:
+      value = config_dict.placeholder(_optional_type(hints[field.name]))
+    elif hints[field.name] is float:
+      value = float(value)
+    section[field.name] = value
+  unknown = sorted(set(values) - set(section))
+  if unknown:
+    raise ValueError(
+        f"{cls.__name__} has no field {unknown[0]!r}; it has"
+        f" {sorted(section)}."
+    )
+  return section
+
+
+def _optional_type(hint) -> type:
+  """Returns X of `X | None`."""
+  if isinstance(hint, types.UnionType):
+    return next(t for t in typing.get_args(hint) if t is not type(None))
+  return hint

@@ -1,0 +1,131 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""One optimizer step, and one batch of evaluation, as pure functions."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from titans_jax.models import language_model
+
+Array = jax.Array
+
+
+class TrainState(NamedTuple):
+  """What changes from step to step.
+
+  Attributes:
+    step: optimizer steps made, int32 [].
+    params: of the model.
+    opt_state: of the optimizer.
+  """
+
+  step: Array
+  params: Any
+  opt_state: Any
+
+
+def init_state(
+    model: language_model.TitansLM,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+) -> TrainState:
+  """Returns fresh parameters and optimizer state."""
+  tokens = jnp.zeros((1, model.config.unit), jnp.int32)
+  params = model.init(jax.random.key(seed), tokens)["params"]
+  return TrainState(
+      jnp.zeros((), jnp.int32), params, optimizer.init(params)
+  )
+
+
+def _loss(params, batch, model, z_loss):
+  loss, metrics, _ = model.apply(
+      {"params": params},
+      batch["tokens"],
+      batch["targets"],
+      mask=batch["mask"],
+      document_ids=batch["document_ids"],
+      z_loss=z_loss,
+      method="loss",
+  )
+  return loss, metrics
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, Array],
+    *,
+    model: language_model.TitansLM,
+    optimizer: optax.GradientTransformation,
+    accumulation: int,
+    z_loss: float,
+) -> tuple[TrainState, dict[str, Any]]:
+  """Makes one optimizer step.
+
+  Args:
+    state: before it.
+    batch: `tokens`, `targets`, `mask` and `document_ids`, [B, T] each.
+    model: the model.
+    optimizer: makes updates of gradients.
+    accumulation: microbatches that the batch is cut into, one after another.
+    z_loss: weight of the mean of log(Z)**2.
+
+  Returns:
+    The state behind the step, and metrics: `loss` (cross-entropy, nats per
+    token), `accuracy`, `num_tokens`, `grad_norm`, `param_norm`, and `memory`,
+    the gauges of every block.
+  """
+  grad_fn = jax.value_and_grad(
+      functools.partial(_loss, model=model, z_loss=z_loss), has_aux=True
+  )
+  if accumulation == 1:
+    (_, metrics), grads = grad_fn(state.params, batch)
+  else:
+    grads, metrics = _accumulated(grad_fn, state.params, batch, accumulation)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  metrics = metrics | {
+      "loss": metrics["cross_entropy"],
+      "grad_norm": optax.global_norm(grads),
+      "param_norm": optax.global_norm(params),
+  }
+  del metrics["cross_entropy"]
+  return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def _accumulated(grad_fn, params, batch, accumulation):
+  """Averages gradients and metrics over microbatches, by scored tokens."""
+  batch = jax.tree.map(
+      lambda x: x.reshape(accumulation, -1, *x.shape[1:]), batch
+  )
+
+  def body(total, microbatch):
+    (_, metrics), grads = grad_fn(params, microbatch)
+    count = metrics.pop("num_tokens")
+    weighted = jax.tree.map(lambda x: x * count, (grads, metrics))
+    return jax.tree.map(jnp.add, total, (*weighted, count)), None
+
+  (_, metrics), grads = jax.eval_shape(
+      grad_fn, params, jax.tree.map(lambda x: x[0], batch)
+  )
+  count = metrics.pop("num_tokens")
+  zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), (grads, metrics, count)
+  )
+  (grads, metrics, count), _ = jax.lax.scan(body, zeros, batch)
+  scale = 1 / jnp.maximum(count, 1)
+  grads, metrics = jax.tree.map(lambda x: x * scale, (grads, metrics))
+  return grads, metrics | {"num_tokens": count}
+
+
+def eval_step(
+    params, batch: dict[str, Array], *, model: language_model.TitansLM
+) -> tuple[Array, Array]:
+  """Returns the summed loss of a batch in nats, and its scored tokens."""
+  _, metrics = _loss(params, batch, model, 0.0)
+  return metrics["cross_entropy"] * metrics["num_tokens"], metrics["num_tokens"]

@@ -1,0 +1,425 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+from typing import Any, Iterator, NamedTuple
+
+import jax
+import numpy as np
+
+from titans_jax import data as data_lib
+from titans_jax.models import language_model
+from titans_jax.training import checkpoints as checkpoints_lib
+from titans_jax.training import config as config_lib
+from titans_jax.training import metrics as metrics_lib
+from titans_jax.training import optimizer as optimizer_lib
+from titans_jax.training import step as step_lib
+
+# A run that is resumed may change these; anything else makes it another run.
+_FREE = (
+    ("train", "log_every"),
+    ("train", "eval_every"),
+    ("train", "checkpoint_every"),
+    ("train", "keep_checkpoints"),
+    ("data", "cache_dir"),
+)
+
+
+class Result(NamedTuple):
+  """What a run leaves behind.
+
+  Attributes:
+    model: the model.
+    params: its parameters.
+    corpus: what was read.
+    tokenizer: how it was read.
+    evaluation: the last evaluation, as in `metrics.jsonl`; None where a signal
+      stopped the run before there was one.
+    finished: False if a signal stopped the run.
+  """
+
+  model: language_model.TitansLM
+  params: Any
+  corpus: data_lib.Corpus
+  tokenizer: Any
+  evaluation: dict[str, float] | None
+  finished: bool
+
+
+class NonFiniteLossError(RuntimeError):
+  """The loss became infinite or not a number."""
+
+
+def train(
+    run: config_lib.RunConfig, workdir: str | os.PathLike[str]
+) -> Result:
+  """Trains, or goes on where the workdir's last checkpoint stopped.
+
+  Writes `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/` and
+  `learning_curve.png` into the workdir. A run that was stopped, by whatever
+  means, and started again is bit for bit the run that was never stopped.
+
+  Args:
+    run: what to train.
+    workdir: where; must hold nothing, or this run.
+
+  Raises:
+    ValueError: the workdir holds another run, or the data is not the one that
+      the run was started on; bad data.
+    checkpoints.CheckpointError: a checkpoint cannot be written or read.
+    NonFiniteLossError: the loss became infinite or not a number.
+  """
+  workdir = pathlib.Path(workdir)
+  tokenizer = data_lib.make_tokenizer(run.data.tokenizer)
+  check_vocabulary(run, tokenizer)
+  _check_same_run(run, workdir)
+  corpus = data_lib.prepare(
+      run.data.source,
+      tokenizer,
+      run.data.cache_dir or workdir / "data",
+      sequence_length=run.data.sequence_length,
+      unit=run.model.unit,
+      heldout_fraction=run.data.heldout_fraction,
+      max_heldout_sequences=run.data.max_heldout_sequences,
+  )
+  print(corpus.summary(), flush=True)
+  workdir.mkdir(parents=True, exist_ok=True)
+  (workdir / "config.json").write_text(json.dumps(run.to_dict(), indent=2))
+
+  model = language_model.TitansLM(run.model)
+  optimizer = optimizer_lib.make_optimizer(run.optimizer, run.train.num_steps)
+  checkpoints = checkpoints_lib.Checkpoints(
+      workdir / "checkpoints", keep=run.train.keep_checkpoints
+  )
+  state = jax.jit(
+      functools.partial(step_lib.init_state, model, optimizer, run.seed)
+  )()
+  print(parameter_table(state.params), flush=True)
+  restored = checkpoints.restore(state)
+  if restored is not None:
+    _check_same_data(restored.data, corpus)
+    state = restored.state
+    print(f"Resuming from step {int(state.step)}.", flush=True)
+  checkpoints.check_space(state)
+  loop = _Loop(run, workdir, model, optimizer, corpus, checkpoints, state)
+  with contextlib.closing(checkpoints), _sigterm() as stop:
+    return loop.run_until_done(stop, tokenizer)
+
+
+class _Loop:
+  """The state of one run, between its steps."""
+
+  def __init__(
+      self, run, workdir, model, optimizer, corpus, checkpoints, state
+  ):
+    self.run = run
+    self.workdir = workdir
+    self.model = model
+    self.corpus = corpus
+    self.checkpoints = checkpoints
+    self.state = state
+    self.first_step = int(state.step)
+    self.writer = metrics_lib.MetricWriter(
+        workdir, resume_step=self.first_step
+    )
+    self.schedule = optimizer_lib.learning_rate(
+        run.optimizer, run.train.num_steps
+    )
+    self.batches = data_lib.train_batches(
+        corpus,
+        batch_size=run.data.batch_size,
+        seed=run.seed,
+        first_step=self.first_step,
+    )
+    self.train_step = jax.jit(
+        functools.partial(
+            step_lib.train_step,
+            model=model,
+            optimizer=optimizer,
+            accumulation=run.train.accumulation,
+            z_loss=run.train.z_loss,
+        ),
+        donate_argnums=0,
+    )
+    self.eval_step = jax.jit(functools.partial(step_lib.eval_step, model=model))
+    self.evaluation = None
+    self.progress = _Progress(self.first_step, run.train.num_steps)
+    # Metrics of the step dispatched last, not waited for yet.
+    self.pending: tuple[int, Any] | None = None
+
+  def run_until_done(self, stop: threading.Event, tokenizer) -> Result:
+    run, last = self.run, self.run.train.num_steps
+    step = self.first_step
+    compiled = None
+    # Always in this order: evaluate, save, read a batch, step. What a resumed
+    # run finds is then exactly what the stopped one left.
+    while True:
+      done = step == last
+      fresh = step > self.first_step
+      if fresh and (done or step % run.train.eval_every == 0):
+        self._finish_step()
+        self._evaluate(step)
+      if fresh and (
+          done or stop.is_set() or step % run.train.checkpoint_every == 0
+      ):
+        # A step's loss is looked at before its parameters are kept.
+        self._finish_step()
+        self._save()
+      if done or stop.is_set():
+        break
+      batch = next(self.batches)
+      if compiled is None:
+        compiled = self._compile(batch)
+      self.state, metrics = compiled(self.state, batch)
+      self._finish_step()
+      step += 1
+      self.pending = (step, metrics)
+    self.checkpoints.wait()
+    self.writer.close()
+    self.progress.close()
+    if done:
+      if self.evaluation is None:  # resumed behind the last step
+        self.evaluation = _last_evaluation(self.workdir)
+      metrics_lib.plot_learning_curve(self.workdir)
+    else:
+      print(
+          f"Stopped by SIGTERM at step {step}; {self.checkpoints.last_good()}."
+          " The same command goes on from there.",
+          flush=True,
+      )
+    return Result(
+        self.model,
+        self.state.params,
+        self.corpus,
+        tokenizer,
+        self.evaluation,
+        done,
+    )
+
+  def _compile(self, batch):
+    start = time.perf_counter()
+    compiled = self.train_step.lower(self.state, batch).compile()
+    seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    print(
+        f"Compiled the training step in {seconds:.1f} s; it needs"
+        f" {memory.temp_size_in_bytes / 2**20:,.0f} MiB beside"
+        f" {memory.argument_size_in_bytes / 2**20:,.0f} MiB of state.",
+        flush=True,
+    )
+    self.progress.start()
+    return compiled
+
+  def _finish_step(self) -> None:
+    """Looks at the metrics of the step before the one just dispatched."""
+    if self.pending is None:
+      return
+    (step, metrics), self.pending = self.pending, None
+    row = metrics_lib.flatten(jax.device_get(metrics))
+    tokens = row.pop("num_tokens")
+    if not math.isfinite(row["loss"]):
+      self._stop_non_finite(step, row)
+    row["learning_rate"] = float(self.schedule(step - 1))
+    rate = self.progress.update(step, tokens, row["loss"])
+    if step % self.run.train.log_every == 0 or step == 1:
+      self.writer.write(step, row | {"tokens_per_second": rate})
+
+  def _stop_non_finite(self, step: int, row: dict[str, float]) -> None:
+    self.writer.write(step, row)
+    gauges = ", ".join(
+        f"{name.removeprefix('memory/')}={value:.4g}"
+        for name, value in row.items()
+        if name.startswith("memory/")
+    )
+    self.checkpoints.wait()
+    raise NonFiniteLossError(
+        f"The loss is {row['loss']} at step {step} (gradient norm"
+        f" {row['grad_norm']:.4g}; memory: {gauges or 'none'});"
+        f" {self.checkpoints.last_good()}. A lower optimizer.learning_rate, or"
+        " model.max_grad_norm=1, may help."
+    )
+
+  def _evaluate(self, step: int) -> None:
+    nats = tokens = 0.0
+    for batch in data_lib.heldout_batches(
+        self.corpus, batch_size=self.run.data.batch_size
+    ):
+      total, count = self.eval_step(self.state.params, batch)
+      nats, tokens = nats + float(total), tokens + float(count)
+    loss = nats / tokens
+    self.evaluation = {
+        "eval_loss": loss,
+        "eval_perplexity": math.exp(min(loss, 700)),
+        "eval_bits_per_byte": nats / math.log(2) / self.corpus.heldout_bytes,
+    }
+    self.writer.write(step, self.evaluation)
+    self.progress.write(
+        f"step {step}: held-out loss {loss:.4f} nats per token,"
+        f" {self.evaluation['eval_bits_per_byte']:.4f} bits per byte"
+    )
+
+  def _save(self) -> None:
+    data = {
+        "next_index": int(self.state.step),
+        "fingerprint": self.corpus.fingerprint,
+    }
+    self.checkpoints.save(self.state, data, self.run)
+
+
+class _Progress:
+  """A progress bar on a terminal, a line now and then elsewhere."""
+
+  _SECONDS_BETWEEN_LINES = 15.0
+
+  def __init__(self, first_step: int, num_steps: int):
+    self._num_steps = num_steps
+    self._first_step = first_step
+    self._bar = None
+    self.start()
+
+  def start(self) -> None:
+    """Starts the clock: compilation does not count."""
+    self._start = self._mark = self._said = time.perf_counter()
+
+  def update(self, step: int, tokens: float, loss: float) -> float:
+    """Shows a finished step and returns its tokens per second."""
+    now = time.perf_counter()
+    rate = tokens / max(now - self._mark, 1e-9)
+    self._mark = now
+    if sys.stderr.isatty():
+      self._show_bar(step, loss, rate)
+    elif now - self._said > self._SECONDS_BETWEEN_LINES:
+      self._said = now
+      per_step = (now - self._start) / (step - self._first_step)
+      left = per_step * (self._num_steps - step)
+      print(
+          f"step {step}/{self._num_steps}: loss {loss:.4f},"
+          f" {rate:,.0f} tokens/s, {left:.0f} s left",
+          flush=True,
+      )
+    return rate
+
+  def _show_bar(self, step: int, loss: float, rate: float) -> None:
+    if self._bar is None:
+      import tqdm  # pylint: disable=g-import-not-at-top
+
+      self._bar = tqdm.tqdm(
+          total=self._num_steps, initial=self._first_step, unit="step"
+      )
+    self._bar.update(step - self._bar.n)
+    self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} tokens/s")
+
+  def write(self, line: str) -> None:
+    if self._bar is not None:
+      self._bar.write(line)
+    else:
+      print(line, flush=True)
+    self._mark = time.perf_counter()
+
+  def close(self) -> None:
+    if self._bar is not None:
+      self._bar.close()
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+  """Lets SIGTERM ask for a stop, which comes between two steps."""
+  stop = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield stop  # Signals are the main thread's affair.
+    return
+  before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+  try:
+    yield stop
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def check_vocabulary(run: config_lib.RunConfig, tokenizer) -> None:
+  """Raises ValueError if the model cannot hold the tokenizer's tokens."""
+  if run.model.vocab_size < tokenizer.vocab_size:
+    raise ValueError(
+        f"model.vocab_size={run.model.vocab_size} is smaller than the"
+        f" tokenizer's {tokenizer.vocab_size} tokens."
+    )
+
+
+def _check_same_run(run: config_lib.RunConfig, workdir: pathlib.Path) -> None:
+  """Raises ValueError if the workdir holds another run."""
+  path = workdir / "config.json"
+  if not path.exists():
+    if (workdir / "checkpoints").exists():
+      raise ValueError(
+          f"--workdir={workdir} holds checkpoints but no config.json: it is"
+          " not the workdir of a run."
+      )
+    return
+  try:
+    saved = json.loads(path.read_text())
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path} is not readable as JSON: {error}.") from error
+  differences = list(_differences(saved, run.to_dict()))
+  if differences:
+    raise ValueError(
+        f"--workdir={workdir} holds another run: {'; '.join(differences)}."
+        " Choose another --workdir, or the same configuration to resume."
+    )
+
+
+def _differences(saved, wanted, path=()) -> Iterator[str]:
+  for name in sorted(set(saved) | set(wanted)):
+    here = (*path, name)
+    if here in _FREE:
+      continue
+    old, new = saved.get(name), wanted.get(name)
+    if isinstance(old, dict) and isinstance(new, dict):
+      yield from _differences(old, new, here)
+    elif old != new:
+      yield f"{'.'.join(here)} is {old!r} there and {new!r} here"
+
+
+def _check_same_data(data: dict[str, Any], corpus: data_lib.Corpus) -> None:
+  if data["fingerprint"] != corpus.fingerprint:
+    raise ValueError(
+        "The run was started on other data: its text, tokenizer or packing has"
+        f" the fingerprint {data['fingerprint']}, what data.source names now"
+        f" has {corpus.fingerprint}. (The text of 'builtin' is that of the"
+        " running Python.) Restore the data, or choose another --workdir."
+    )
+
+
+def _last_evaluation(workdir: pathlib.Path) -> dict[str, float] | None:
+  rows = metrics_lib.read_metrics(workdir)
+  rows = [row for row in rows if "eval_loss" in row]
+  if not rows:
+    return None
+  return {k: v for k, v in rows[-1].items() if k != "step"}
+
+
+def parameter_table(params) -> str:
+  """Returns a line per parameter, and their total."""
+  lines, total = [], 0
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    name = "/".join(entry.key for entry in path)
+    total += leaf.size
+    lines.append((name, str(leaf.shape), f"{leaf.size:,}"))
+  lines.append(("total", "", f"{total:,}"))
+  widths = np.max([[len(cell) for cell in line] for line in lines], axis=0)
+  return "\n".join(
+      f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {size:>{widths[2]}}"
+      for name, shape, size in lines
+  )
+
+
