@@ -14,9 +14,6 @@ from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
-from titans_jax import data
-from titans_jax.training import overlay
-
 _CONFIGS = pathlib.Path(__file__).parent / "configs"
 
 
@@ -28,12 +25,6 @@ def define_config(default: str):
       "Configuration file; its fields can be set with --config.FIELD=VALUE.",
       lock_config=True,
   )
-
-
-def run_config(values):
-  """Returns the run that --config describes."""
-  tokenizer = data.make_tokenizer(values.data.tokenizer)
-  return overlay.run_config(values, tokenizer.vocab_size)
 
 
 def module(name: str) -> str:

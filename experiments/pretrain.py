@@ -10,6 +10,7 @@ The same command resumes a run that was stopped. The workdir gets config.json,
 metrics.jsonl, TensorBoard events, checkpoints/ and learning_curve.png.
 """
 
+import pathlib
 import shlex
 import sys
 
@@ -19,9 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from titans_jax import data
 from titans_jax import inference
 from titans_jax.evaluation import bigram
+from titans_jax.models import language_model
 from titans_jax.training import checkpoints
+from titans_jax.training import overlay
+from titans_jax.training import tasks
 from titans_jax.training import trainer
 
 from . import _flags
@@ -40,39 +45,65 @@ _CONFIG = _flags.define_config("quickstart.py")
 
 def main(argv) -> None:
   _flags.start(argv)
-  with _flags.clean_errors(checkpoints.CheckpointError,
-                           trainer.NonFiniteLossError):
-    run = _flags.run_config(_CONFIG.value)
-    result = trainer.train(run, _WORKDIR.value)
+  with _flags.clean_errors(
+      checkpoints.CheckpointError, trainer.NonFiniteLossError
+  ):
+    tokenizer = data.make_tokenizer(_CONFIG.value.data.tokenizer)
+    run = overlay.run_config(_CONFIG.value, tokenizer.vocab_size)
+    if run.model.vocab_size < tokenizer.vocab_size:
+      raise ValueError(
+          f"model.vocab_size={run.model.vocab_size} is smaller than the"
+          f" tokenizer's {tokenizer.vocab_size} tokens."
+      )
+    trainer.check_same_run(run, pathlib.Path(_WORKDIR.value))
+    corpus = data.prepare(
+        run.data.source,
+        tokenizer,
+        run.data.cache_dir or pathlib.Path(_WORKDIR.value) / "data",
+        sequence_length=run.data.sequence_length,
+        unit=run.model.unit,
+        heldout_fraction=run.data.heldout_fraction,
+        max_heldout_sequences=run.data.max_heldout_sequences,
+    )
+    print(corpus.summary(), flush=True)
+    model = language_model.TitansLM(run.model)
+    task = tasks.TextTask(
+        model, corpus, batch_size=run.data.batch_size, seed=run.seed
+    )
+    result = trainer.train(run, _WORKDIR.value, model, task)
   if result.finished:
-    _report(result)
+    _report_quality(result.evaluation, corpus, tokenizer)
+    if _SAMPLE_TOKENS.value:
+      _report_sample(model, result.params, tokenizer)
+    _report_next_commands()
 
 
-def _report(result: trainer.Result) -> None:
-  """Prints what the model is worth, what it writes, and how to go on."""
-  ours = result.evaluation["eval_bits_per_byte"]
-  baseline = bigram.bits_per_byte(result.corpus, result.tokenizer)
+def _report_quality(evaluation, corpus, tokenizer) -> None:
+  ours = evaluation["eval_bits_per_byte"]
+  baseline = bigram.bits_per_byte(corpus, tokenizer)
   print(
       f"\nHeld-out bits per byte: {ours:.4f}; a bigram byte model:"
-      f" {baseline:.4f} ({1 - ours / baseline:.1%} less)."
+      f" {baseline:.4f} (ours is {1 - ours / baseline:.1%} less)."
   )
-  if _SAMPLE_TOKENS.value:
-    prompt = result.tokenizer.encode(_PROMPT.value.encode())
-    prompt = np.concatenate([[result.corpus.document_token], prompt])
-    tokens = inference.generate(
-        result.model,
-        {"params": result.params},
-        jnp.asarray(prompt[None], jnp.int32),
-        max_new_tokens=_SAMPLE_TOKENS.value,
-        rng=jax.random.key(0),
-        temperature=0.8,
-    )
-    text = result.tokenizer.decode(tokens[0]).decode(errors="replace")
-    print(f"\nA sample:\n\n{_PROMPT.value}{text}\n")
-  _next_commands()
 
 
-def _next_commands() -> None:
+def _report_sample(model, params, tokenizer) -> None:
+  prompt = tokenizer.encode(_PROMPT.value.encode())
+  prompt = np.concatenate([[tokenizer.document_token], prompt])
+  tokens = inference.generate(
+      model,
+      {"params": params},
+      jnp.asarray(prompt[None], jnp.int32),
+      max_new_tokens=_SAMPLE_TOKENS.value,
+      rng=jax.random.key(0),
+      temperature=0.8,
+      stop_token=tokenizer.document_token,
+  )
+  text = tokenizer.decode(tokens[0]).decode(errors="replace")
+  print(f"\nA sample:\n\n{_PROMPT.value}{text}\n")
+
+
+def _report_next_commands() -> None:
   workdir = _WORKDIR.value
   here = [a for a in sys.argv[1:] if not a.startswith(("--workdir", "-workdir"))]
   python = f"{shlex.quote(sys.executable)} -m"

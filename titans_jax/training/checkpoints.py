@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import shutil
@@ -29,12 +30,12 @@ class Restored(NamedTuple):
   Attributes:
     state: parameters, optimizer state and step.
     data: state of the data, as it was saved.
-    run: the configuration it was trained with.
+    run: the configuration it was trained with, plain values.
   """
 
   state: step_lib.TrainState
   data: dict[str, Any]
-  run: config_lib.RunConfig
+  run: dict[str, Any]
 
 
 class Checkpoints:
@@ -71,7 +72,7 @@ class Checkpoints:
       self,
       state: step_lib.TrainState,
       data: dict[str, Any],
-      run: config_lib.RunConfig,
+      run: dict[str, Any],
   ) -> None:
     """Saves in the background; an error of the save before is raised here."""
     step = int(state.step)
@@ -79,7 +80,7 @@ class Checkpoints:
     self.check_space(state)
     meta = {
         "format_version": config_lib.FORMAT_VERSION,
-        "run": run.to_dict(),
+        "run": run,
         "data": data,
         "checksums": _checksums(state),
     }
@@ -116,16 +117,6 @@ class Checkpoints:
         f"Saving the checkpoint of step {step} failed ({free:,} bytes are free"
         f" in {self.directory}): {_first_line(error)}; {self.last_good()}."
     )
-
-  def saved_run(self) -> tuple[config_lib.RunConfig, dict[str, Any]] | None:
-    """Returns the configuration and data state of the newest readable one."""
-    for step in self._steps():
-      try:
-        meta = self._meta(step)
-        return config_lib.run_config(meta["run"]), meta["data"]
-      except Exception as error:  # pylint: disable=broad-except
-        self._damaged(step, error)
-    return None
 
   def restore(self, like: step_lib.TrainState) -> Restored | None:
     """Returns the newest whole checkpoint, or None where there is none.
@@ -167,12 +158,12 @@ class Checkpoints:
         opt_state=items["optimizer"]["opt_state"],
     )
     _check_sums(_checksums(state), meta["checksums"])
-    return Restored(state, meta["data"], config_lib.run_config(meta["run"]))
+    return Restored(state, meta["data"], meta["run"])
 
   def restore_params(
       self, step: int | None = None
-  ) -> tuple[Any, config_lib.RunConfig, int]:
-    """Returns the parameters alone, the run they are of, and their step.
+  ) -> tuple[Any, dict[str, Any], int]:
+    """Returns the parameters alone, their run's configuration, and their step.
 
     Args:
       step: which checkpoint; None: the newest whole one.
@@ -180,12 +171,19 @@ class Checkpoints:
     Raises:
       CheckpointError: none can be read.
     """
-    steps = self._steps() if step is None else [step]
+    steps = self._steps()
+    if step is not None:
+      if step not in steps:
+        raise CheckpointError(
+            f"{self.directory} holds no checkpoint of step {step}, but those of"
+            f" {sorted(steps)}."
+        )
+      steps = [step]
     for candidate in steps:
       try:
         meta = self._meta(candidate)
-        run = config_lib.run_config(meta["run"])
-        like = jax.eval_shape(lambda run=run: _params(run))
+        config_lib.check_version(meta["run"])
+        like = jax.eval_shape(functools.partial(_params, meta["run"]))
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
@@ -197,12 +195,11 @@ class Checkpoints:
         )
         sums = _checksums({"params": items["params"]})
         _check_sums(sums, {k: meta["checksums"].get(k) for k in sums})
-        return items["params"], run, candidate
+        return items["params"], meta["run"], candidate
       except Exception as error:  # pylint: disable=broad-except
         self._damaged(candidate, error)
     raise CheckpointError(
-        f"No readable checkpoint in {self.directory}"
-        + (f" (tried steps {steps})." if steps else ": it holds none.")
+        f"None of the checkpoints {steps} in {self.directory} can be read."
     )
 
   def close(self) -> None:
@@ -243,10 +240,9 @@ def _optimizer_item(state: step_lib.TrainState) -> dict[str, Any]:
   return {"step": state.step, "opt_state": state.opt_state}
 
 
-def _params(run: config_lib.RunConfig):
-  model = language_model.TitansLM(run.model)
-  tokens = jnp.zeros((1, run.model.unit), jnp.int32)
-  return model.init(jax.random.key(0), tokens)["params"]
+def _params(run: dict[str, Any]):
+  config = config_lib.make_model_config(run["model"])
+  return step_lib.init_params(language_model.TitansLM(config), 0)
 
 
 def _checksums(state) -> dict[str, int]:

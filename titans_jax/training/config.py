@@ -132,15 +132,16 @@ class RunConfig:
   """A run: everything that its result depends on.
 
   Attributes:
-    model: the model; its vocab_size may be None for the tokenizer's.
-    data: what is read.
+    model: the model.
+    data: what is read: a `DataConfig`, or the frozen dataclass of another task,
+      with `batch_size` and `sequence_length`.
     optimizer: AdamW's numbers.
     train: how long and how.
     seed: of parameters and data order.
   """
 
   model: model_config.TitansConfig
-  data: DataConfig = DataConfig()
+  data: Any = DataConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   train: TrainConfig = TrainConfig()
   seed: int = 0
@@ -163,27 +164,35 @@ class RunConfig:
     return dataclasses.asdict(self) | {"format_version": FORMAT_VERSION}
 
 
-def run_config(values: dict[str, Any]) -> RunConfig:
+def run_config(values: dict[str, Any], data_class=DataConfig) -> RunConfig:
   """Returns the run that plain values describe.
+
+  Args:
+    values: as `RunConfig.to_dict` returns them.
+    data_class: of the section `data`.
 
   Raises:
     ValueError: values out of range, or of another format version.
     TypeError: a field that does not exist.
   """
-  values = dict(values)
-  version = values.pop("format_version", FORMAT_VERSION)
+  check_version(values)
+  return RunConfig(
+      model=make_model_config(values["model"]),
+      data=data_class(**values["data"]),
+      optimizer=OptimizerConfig(**values["optimizer"]),
+      train=TrainConfig(**values["train"]),
+      seed=values["seed"],
+  )
+
+
+def check_version(values: dict[str, Any]) -> None:
+  """Raises ValueError for values of another format version."""
+  version = values.get("format_version", FORMAT_VERSION)
   if version != FORMAT_VERSION:
     raise ValueError(
         f"The configuration has format version {version}, but this program"
         f" reads version {FORMAT_VERSION}."
     )
-  return RunConfig(
-      model=make_model_config(values["model"]),
-      data=DataConfig(**values["data"]),
-      optimizer=OptimizerConfig(**values["optimizer"]),
-      train=TrainConfig(**values["train"]),
-      seed=values["seed"],
-  )
 
 
 def make_model_config(values: dict[str, Any]) -> model_config.TitansConfig:

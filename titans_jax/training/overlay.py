@@ -24,6 +24,7 @@ def run_config_dict(
     optimizer: dict[str, Any] | None = None,
     train: dict[str, Any] | None = None,
     seed: int = 0,
+    data_class=config_lib.DataConfig,
 ) -> ml_collections.ConfigDict:
   """Returns every field of a run, with other values where given.
 
@@ -37,6 +38,7 @@ def run_config_dict(
     optimizer: fields of `OptimizerConfig`.
     train: fields of `TrainConfig`.
     seed: of the run.
+    data_class: of the section `data`, for another task than text.
   """
   model = dict(model or {})
   net = _section(memory_lib.MLP, model.pop("memory", {}))
@@ -45,7 +47,7 @@ def run_config_dict(
     fields["vocab_size"] = config_dict.placeholder(int)
   return ml_collections.ConfigDict({
       "model": {**fields, "memory": net},
-      "data": _section(config_lib.DataConfig, data or {}),
+      "data": _section(data_class, data or {}),
       "optimizer": _section(config_lib.OptimizerConfig, optimizer or {}),
       "train": _section(config_lib.TrainConfig, train or {}),
       "seed": seed,
@@ -53,13 +55,15 @@ def run_config_dict(
 
 
 def run_config(
-    values: ml_collections.ConfigDict, default_vocab_size: int
+    values: ml_collections.ConfigDict,
+    default_vocab_size: int,
+    data_class=config_lib.DataConfig,
 ) -> config_lib.RunConfig:
   """Returns the run that a dictionary of `run_config_dict` describes."""
   values = values.to_dict()
   if values["model"]["vocab_size"] is None:
     values["model"]["vocab_size"] = default_vocab_size
-  return config_lib.run_config(values)
+  return config_lib.run_config(values, data_class)
 
 
 def _section(cls, values: dict[str, Any], skip=()) -> dict[str, Any]:

@@ -30,14 +30,19 @@ class TrainState(NamedTuple):
   opt_state: Any
 
 
+def init_params(model: language_model.TitansLM, seed: int):
+  """Returns fresh parameters."""
+  tokens = jnp.zeros((1, model.config.unit), jnp.int32)
+  return model.init(jax.random.key(seed), tokens)["params"]
+
+
 def init_state(
     model: language_model.TitansLM,
     optimizer: optax.GradientTransformation,
     seed: int,
 ) -> TrainState:
   """Returns fresh parameters and optimizer state."""
-  tokens = jnp.zeros((1, model.config.unit), jnp.int32)
-  params = model.init(jax.random.key(seed), tokens)["params"]
+  params = init_params(model, seed)
   return TrainState(
       jnp.zeros((), jnp.int32), params, optimizer.init(params)
   )
@@ -125,7 +130,15 @@ def _accumulated(grad_fn, params, batch, accumulation):
 
 def eval_step(
     params, batch: dict[str, Array], *, model: language_model.TitansLM
-) -> tuple[Array, Array]:
-  """Returns the summed loss of a batch in nats, and its scored tokens."""
+) -> dict[str, Array]:
+  """Returns sums over a batch's scored tokens.
+
+  They are `nats` (of -log p), `correct` (most likely tokens) and `num_tokens`.
+  """
   _, metrics = _loss(params, batch, model, 0.0)
-  return metrics["cross_entropy"] * metrics["num_tokens"], metrics["num_tokens"]
+  count = metrics["num_tokens"]
+  return {
+      "nats": metrics["cross_entropy"] * count,
+      "correct": metrics["accuracy"] * count,
+      "num_tokens": count,
+  }

@@ -19,13 +19,13 @@ from typing import Any, Iterator, NamedTuple
 import jax
 import numpy as np
 
-from titans_jax import data as data_lib
 from titans_jax.models import language_model
 from titans_jax.training import checkpoints as checkpoints_lib
 from titans_jax.training import config as config_lib
 from titans_jax.training import metrics as metrics_lib
 from titans_jax.training import optimizer as optimizer_lib
 from titans_jax.training import step as step_lib
+from titans_jax.training import tasks
 
 # A run that is resumed may change these; anything else makes it another run.
 _FREE = (
@@ -41,19 +41,13 @@ class Result(NamedTuple):
   """What a run leaves behind.
 
   Attributes:
-    model: the model.
-    params: its parameters.
-    corpus: what was read.
-    tokenizer: how it was read.
-    evaluation: the last evaluation, as in `metrics.jsonl`; None where a signal
-      stopped the run before there was one.
+    params: the model's parameters.
+    evaluation: the last evaluation; None where a signal stopped the run before
+      there was one.
     finished: False if a signal stopped the run.
   """
 
-  model: language_model.TitansLM
   params: Any
-  corpus: data_lib.Corpus
-  tokenizer: Any
   evaluation: dict[str, float] | None
   finished: bool
 
@@ -63,7 +57,10 @@ class NonFiniteLossError(RuntimeError):
 
 
 def train(
-    run: config_lib.RunConfig, workdir: str | os.PathLike[str]
+    run: config_lib.RunConfig,
+    workdir: str | os.PathLike[str],
+    model: language_model.TitansLM,
+    task: tasks.Task,
 ) -> Result:
   """Trains, or goes on where the workdir's last checkpoint stopped.
 
@@ -74,60 +71,46 @@ def train(
   Args:
     run: what to train.
     workdir: where; must hold nothing, or this run.
+    model: of the run.
+    task: what to train it on.
 
   Raises:
     ValueError: the workdir holds another run, or the data is not the one that
-      the run was started on; bad data.
+      the run was started on.
     checkpoints.CheckpointError: a checkpoint cannot be written or read.
     NonFiniteLossError: the loss became infinite or not a number.
   """
   workdir = pathlib.Path(workdir)
-  tokenizer = data_lib.make_tokenizer(run.data.tokenizer)
-  check_vocabulary(run, tokenizer)
-  _check_same_run(run, workdir)
-  corpus = data_lib.prepare(
-      run.data.source,
-      tokenizer,
-      run.data.cache_dir or workdir / "data",
-      sequence_length=run.data.sequence_length,
-      unit=run.model.unit,
-      heldout_fraction=run.data.heldout_fraction,
-      max_heldout_sequences=run.data.max_heldout_sequences,
-  )
-  print(corpus.summary(), flush=True)
+  check_same_run(run, workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   (workdir / "config.json").write_text(json.dumps(run.to_dict(), indent=2))
-
-  model = language_model.TitansLM(run.model)
   optimizer = optimizer_lib.make_optimizer(run.optimizer, run.train.num_steps)
   checkpoints = checkpoints_lib.Checkpoints(
       workdir / "checkpoints", keep=run.train.keep_checkpoints
   )
-  state = jax.jit(
-      functools.partial(step_lib.init_state, model, optimizer, run.seed)
-  )()
-  print(parameter_table(state.params), flush=True)
-  restored = checkpoints.restore(state)
-  if restored is not None:
-    _check_same_data(restored.data, corpus)
-    state = restored.state
-    print(f"Resuming from step {int(state.step)}.", flush=True)
-  checkpoints.check_space(state)
-  loop = _Loop(run, workdir, model, optimizer, corpus, checkpoints, state)
   with contextlib.closing(checkpoints), _sigterm() as stop:
-    return loop.run_until_done(stop, tokenizer)
+    init = functools.partial(step_lib.init_state, model, optimizer, run.seed)
+    state = jax.jit(init)()
+    print(parameter_table(state.params), flush=True)
+    restored = checkpoints.restore(state)
+    if restored is not None:
+      _check_same_data(restored.data, task)
+      state = restored.state
+      print(f"Resuming from step {int(state.step)}.", flush=True)
+    checkpoints.check_space(state)
+    loop = _Loop(run, workdir, model, optimizer, task, checkpoints, state)
+    return loop.run_until_done(stop)
 
 
 class _Loop:
   """The state of one run, between its steps."""
 
   def __init__(
-      self, run, workdir, model, optimizer, corpus, checkpoints, state
+      self, run, workdir, model, optimizer, task, checkpoints, state
   ):
     self.run = run
     self.workdir = workdir
-    self.model = model
-    self.corpus = corpus
+    self.task = task
     self.checkpoints = checkpoints
     self.state = state
     self.first_step = int(state.step)
@@ -137,12 +120,7 @@ class _Loop:
     self.schedule = optimizer_lib.learning_rate(
         run.optimizer, run.train.num_steps
     )
-    self.batches = data_lib.train_batches(
-        corpus,
-        batch_size=run.data.batch_size,
-        seed=run.seed,
-        first_step=self.first_step,
-    )
+    self.batches = task.batches(self.first_step)
     self.train_step = jax.jit(
         functools.partial(
             step_lib.train_step,
@@ -153,13 +131,12 @@ class _Loop:
         ),
         donate_argnums=0,
     )
-    self.eval_step = jax.jit(functools.partial(step_lib.eval_step, model=model))
     self.evaluation = None
     self.progress = _Progress(self.first_step, run.train.num_steps)
     # Metrics of the step dispatched last, not waited for yet.
     self.pending: tuple[int, Any] | None = None
 
-  def run_until_done(self, stop: threading.Event, tokenizer) -> Result:
+  def run_until_done(self, stop: threading.Event) -> Result:
     run, last = self.run, self.run.train.num_steps
     step = self.first_step
     compiled = None
@@ -199,14 +176,7 @@ class _Loop:
           " The same command goes on from there.",
           flush=True,
       )
-    return Result(
-        self.model,
-        self.state.params,
-        self.corpus,
-        tokenizer,
-        self.evaluation,
-        done,
-    )
+    return Result(self.state.params, self.evaluation, done)
 
   def _compile(self, batch):
     start = time.perf_counter()
@@ -252,30 +222,17 @@ class _Loop:
     )
 
   def _evaluate(self, step: int) -> None:
-    nats = tokens = 0.0
-    for batch in data_lib.heldout_batches(
-        self.corpus, batch_size=self.run.data.batch_size
-    ):
-      total, count = self.eval_step(self.state.params, batch)
-      nats, tokens = nats + float(total), tokens + float(count)
-    loss = nats / tokens
-    self.evaluation = {
-        "eval_loss": loss,
-        "eval_perplexity": math.exp(min(loss, 700)),
-        "eval_bits_per_byte": nats / math.log(2) / self.corpus.heldout_bytes,
-    }
+    self.evaluation = self.task.evaluate(self.state.params)
     self.writer.write(step, self.evaluation)
-    self.progress.write(
-        f"step {step}: held-out loss {loss:.4f} nats per token,"
-        f" {self.evaluation['eval_bits_per_byte']:.4f} bits per byte"
-    )
+    values = (f"{k} {v:.4f}" for k, v in self.evaluation.items())
+    self.progress.write(f"step {step}: {', '.join(values)}")
 
   def _save(self) -> None:
     data = {
         "next_index": int(self.state.step),
-        "fingerprint": self.corpus.fingerprint,
+        "fingerprint": self.task.fingerprint,
     }
-    self.checkpoints.save(self.state, data, self.run)
+    self.checkpoints.save(self.state, data, self.run.to_dict())
 
 
 class _Progress:
@@ -347,16 +304,7 @@ def _sigterm() -> Iterator[threading.Event]:
     signal.signal(signal.SIGTERM, before)
 
 
-def check_vocabulary(run: config_lib.RunConfig, tokenizer) -> None:
-  """Raises ValueError if the model cannot hold the tokenizer's tokens."""
-  if run.model.vocab_size < tokenizer.vocab_size:
-    raise ValueError(
-        f"model.vocab_size={run.model.vocab_size} is smaller than the"
-        f" tokenizer's {tokenizer.vocab_size} tokens."
-    )
-
-
-def _check_same_run(run: config_lib.RunConfig, workdir: pathlib.Path) -> None:
+def check_same_run(run: config_lib.RunConfig, workdir: pathlib.Path) -> None:
   """Raises ValueError if the workdir holds another run."""
   path = workdir / "config.json"
   if not path.exists():
@@ -390,13 +338,13 @@ def _differences(saved, wanted, path=()) -> Iterator[str]:
       yield f"{'.'.join(here)} is {old!r} there and {new!r} here"
 
 
-def _check_same_data(data: dict[str, Any], corpus: data_lib.Corpus) -> None:
-  if data["fingerprint"] != corpus.fingerprint:
+def _check_same_data(data: dict[str, Any], task: tasks.Task) -> None:
+  if data["fingerprint"] != task.fingerprint:
     raise ValueError(
         "The run was started on other data: its text, tokenizer or packing has"
-        f" the fingerprint {data['fingerprint']}, what data.source names now"
-        f" has {corpus.fingerprint}. (The text of 'builtin' is that of the"
-        " running Python.) Restore the data, or choose another --workdir."
+        f" the fingerprint {data['fingerprint']}, what is given now has"
+        f" {task.fingerprint}. (The text of 'builtin' is that of the running"
+        " Python.) Restore the data, or choose another --workdir."
     )
 
 

@@ -1,0 +1,118 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Continues text with a trained model.
+
+    python -m experiments.generate --checkpoint=runs/quickstart \
+        --prompt='The ' [--max_new_tokens=300] [--temperature=0.8]
+
+One prompt is printed as it is written. --prompt_file holds a prompt per line;
+they may differ in length and are continued as one batch.
+"""
+
+import codecs
+import pathlib
+import sys
+
+from absl import app
+from absl import flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from titans_jax import data
+from titans_jax import inference
+from titans_jax.models import language_model
+from titans_jax.training import checkpoints
+from titans_jax.training import config
+
+from . import _flags
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Workdir of a run.", required=True
+)
+_STEP = flags.DEFINE_integer("step", None, "Checkpoint's step; the newest.")
+_PROMPT = flags.DEFINE_string("prompt", None, "Text to continue.")
+_PROMPT_FILE = flags.DEFINE_string(
+    "prompt_file", None, "File of texts to continue, one per line."
+)
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 300, "Tokens to add.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 is greedy.")
+_TOP_K = flags.DEFINE_integer("top_k", None, "Keeps the k likeliest tokens.")
+_TOP_P = flags.DEFINE_float(
+    "top_p", None, "Keeps the likeliest tokens of total probability p."
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
+
+
+def main(argv) -> None:
+  _flags.start(argv)
+  with _flags.clean_errors(checkpoints.CheckpointError, OSError):
+    texts = _read_prompts()
+    manager = checkpoints.open_checkpoints(_CHECKPOINT.value)
+    params, run, step = manager.restore_params(_STEP.value)
+    manager.close()
+    print(f"Checkpoint of step {step}.", file=sys.stderr)
+    tokenizer = data.make_tokenizer(run["data"]["tokenizer"])
+    prompts = [
+        np.concatenate([[tokenizer.document_token], tokenizer.encode(text)])
+        for text in texts
+    ]
+    lengths = np.array([len(prompt) for prompt in prompts])
+    padded = np.zeros((len(prompts), lengths.max()), np.int32)
+    for row, prompt in zip(padded, prompts):
+      row[: len(prompt)] = prompt
+    arguments = {
+        "lengths": lengths,
+        "max_new_tokens": _MAX_NEW_TOKENS.value,
+        "rng": jax.random.key(_SEED.value),
+        "temperature": _TEMPERATURE.value,
+        "top_k": _TOP_K.value,
+        "top_p": _TOP_P.value,
+        "stop_token": tokenizer.document_token,
+    }
+    model = language_model.TitansLM(config.make_model_config(run["model"]))
+    variables = {"params": params}
+    if len(texts) == 1:
+      _write(texts[0])
+      new = inference.stream(model, variables, jnp.asarray(padded), **arguments)
+      _stream(tokenizer, (int(tokens[0]) for tokens in new))
+      return
+    new = inference.generate(model, variables, jnp.asarray(padded), **arguments)
+    for text, tokens in zip(texts, np.asarray(new)):
+      _write(text + tokenizer.decode(tokens) + b"\n---\n")
+
+
+def _read_prompts() -> list[bytes]:
+  """Returns the prompts that the flags name."""
+  if (_PROMPT.value is None) == (_PROMPT_FILE.value is None):
+    raise ValueError("Give --prompt or --prompt_file, one of the two.")
+  if _PROMPT.value is not None:
+    return [_PROMPT.value.encode()]
+  lines = pathlib.Path(_PROMPT_FILE.value).read_bytes().splitlines()
+  lines = [line for line in lines if line.strip()]
+  if not lines:
+    raise ValueError(f"--prompt_file={_PROMPT_FILE.value} holds no prompt.")
+  return lines
+
+
+def _stream(tokenizer, tokens) -> None:
+  """Writes text as it comes, whole characters at a time."""
+  decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+  seen, written = [], 0
+  for token in tokens:
+    seen.append(token)
+    text = tokenizer.decode(seen)
+    if text.endswith("\ufffd".encode()):
+      continue  # A tokenizer's way to say that a character is not whole yet.
+    _write(decoder.decode(text[written:]).encode())
+    written = len(text)
+  _write(decoder.decode(tokenizer.decode(seen)[written:], True).encode() + b"\n")
+
+
+def _write(text: bytes) -> None:
+  sys.stdout.buffer.write(text)
+  sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+  app.run(main)
