@@ -1,2 +1,3 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
+"""Experiments, one file each: `python -m experiments.NAME`."""

@@ -106,7 +106,9 @@ def _stream(tokenizer, tokens) -> None:
       continue  # A tokenizer's way to say that a character is not whole yet.
     _write(decoder.decode(text[written:]).encode())
     written = len(text)
-  _write(decoder.decode(tokenizer.decode(seen)[written:], True).encode() + b"\n")
+  _write(
+      decoder.decode(tokenizer.decode(seen)[written:], True).encode() + b"\n"
+  )
 
 
 def _write(text: bytes) -> None:

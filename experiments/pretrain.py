@@ -105,7 +105,9 @@ def _report_sample(model, params, tokenizer) -> None:
 
 def _report_next_commands() -> None:
   workdir = _WORKDIR.value
-  here = [a for a in sys.argv[1:] if not a.startswith(("--workdir", "-workdir"))]
+  here = [
+      a for a in sys.argv[1:] if not a.startswith(("--workdir", "-workdir"))
+  ]
   python = f"{shlex.quote(sys.executable)} -m"
   command = f"{python} {_flags.module('pretrain')} {shlex.join(here)}".rstrip()
   print(

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small MAC model on the text that every Python carries.
 
-    python -m experiments.pretrain --config=experiments/configs/quickstart.py \
+python -m experiments.pretrain --config=experiments/configs/quickstart.py \
         --workdir=runs/quickstart
 """
 

@@ -77,7 +77,9 @@ def heldout_batches(
   plan = corpus.heldout
   rows = batch_size // process_count
   for first in range(0, plan.num_sequences, batch_size):
-    mine = range(first + process_index * rows, first + process_index * rows + rows)
+    mine = range(
+        first + process_index * rows, first + process_index * rows + rows
+    )
     examples = [
         packing.assemble(
             plan,

@@ -59,9 +59,7 @@ def generate(
     ValueError: options or lengths out of range, tokens outside the vocabulary,
       a state of another batch size, more tokens than full attention can hold.
   """
-  rng = _check(
-      model, prompts, lengths, max_new_tokens, rng, temperature, top_k, top_p
-  )
+  rng = _check(prompts, lengths, max_new_tokens, rng, temperature, top_k, top_p)
   logits, state = prefill(
       model, variables, prompts, lengths, state, max_new_tokens
   )
@@ -97,9 +95,7 @@ def stream(
 
   Ends early when every row has produced the stop token.
   """
-  rng = _check(
-      model, prompts, lengths, max_new_tokens, rng, temperature, top_k, top_p
-  )
+  rng = _check(prompts, lengths, max_new_tokens, rng, temperature, top_k, top_p)
   logits, state = prefill(
       model, variables, prompts, lengths, state, max_new_tokens
   )
@@ -243,7 +239,7 @@ def _generate_rest(
 
 
 def _check(
-    model, prompts, lengths, max_new_tokens, rng, temperature, top_k, top_p
+    prompts, lengths, max_new_tokens, rng, temperature, top_k, top_p
 ) -> Array:
   """Checks the arguments of a call and returns its key."""
   sampling.check_options(temperature, top_k, top_p)
@@ -252,7 +248,9 @@ def _check(
         f"prompts must have shape [B, P] with P >= 1, got {prompts.shape}."
     )
   if max_new_tokens < 1:
-    raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+    raise ValueError(
+        f"max_new_tokens must be at least 1, got {max_new_tokens}."
+    )
   if lengths is not None:
     lengths = np.asarray(lengths)
     if lengths.shape != prompts.shape[:1]:

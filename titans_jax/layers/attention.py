@@ -243,7 +243,9 @@ class WindowAttention(Attention):
     if first is None:
       first = jnp.zeros(batch, jnp.int32)
     return jax.tree.map(
-        lambda h, r: layout_lib.put_rows(h, layout_lib.take_rows(r, order), first),
+        lambda h, r: layout_lib.put_rows(
+            h, layout_lib.take_rows(r, order), first
+        ),
         history,
         ring,
     )

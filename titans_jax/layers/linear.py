@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
+
 def dense(features: int, module, name: str | None = None, scale: float = 1.0):
   """Returns a projection without bias in the dtypes of `module`."""
   return nn.Dense(

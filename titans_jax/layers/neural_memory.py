@@ -161,9 +161,7 @@ class NeuralMemory(nn.Module):
         name: self.param(f"net_{name}", lambda _, value=value: value)
         for name, value in self.net.init_params(**heads).items()
     }
-    self.norm = linear.rms_norm(
-        self, reduction_axes=-1, feature_axes=(-2, -1)
-    )
+    self.norm = linear.rms_norm(self, reduction_axes=-1, feature_axes=(-2, -1))
     self.out_gate = linear.dense(width, self)
     self.out = linear.dense(self.model_dim, self, scale=self.out_scale)
     self.options = chunk_lib.Rule(
@@ -326,7 +324,9 @@ class NeuralMemory(nn.Module):
       tokens = tokens._replace(written=jnp.zeros_like(tokens.written))
     return tokens, WriteState(key, value)
 
-  def recall(self, weights: chunk_lib.Weights, queries: Array, x: Array) -> Array:
+  def recall(
+      self, weights: chunk_lib.Weights, queries: Array, x: Array
+  ) -> Array:
     """Reads q [B, A, H, D] of x [B, A, d] from fixed weights, without update."""
     outputs = stepping.read_weights(
         self.options, weights, queries, self.net_params
@@ -414,7 +414,7 @@ class NeuralMemory(nn.Module):
       forget = tuple(jnp.split(forget, ends, axis=-1))
     max_rate = self.max_learning_rate
     if max_rate is None:
-      max_rate = self.net.max_learning_rate(self.chunk_size)
+      max_rate = self.net.max_learning_rate(self.head_dim, self.chunk_size)
 
     def every_layer(gate):  # one value holds for all layers
       return gate if self.gates_per_layer else gate[..., 0]

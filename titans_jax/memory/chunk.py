@@ -170,7 +170,9 @@ def _clip(inputs: Array, deltas: Array, bound: float) -> Array:
   # sqrt and the division only ever see values above the bound, so that their
   # derivatives stay finite for a token without gradient.
   above = square > bound * bound
-  scale = jnp.where(above, bound * jax.lax.rsqrt(jnp.where(above, square, 1)), 1)
+  scale = jnp.where(
+      above, bound * jax.lax.rsqrt(jnp.where(above, square, 1)), 1
+  )
   return deltas * scale[:, None]
 
 
@@ -206,9 +208,7 @@ def read(
     c = coefficients[layer]
     y = c.weights * products.matmul(x, carry.weights[layer], options.dtype)
     if c.momentum is not None:
-      y += c.momentum * products.matmul(
-          x, carry.momentum[layer], options.dtype
-      )
+      y += c.momentum * products.matmul(x, carry.momentum[layer], options.dtype)
     scores = products.matmul_nt(x, inputs[layer], options.dtype)
     return y - _weigh(c.gradients, scores, deltas[layer], options.dtype)
 
@@ -225,15 +225,17 @@ def apply_update(
 ) -> Carry:
   """Returns W_t and S_t, given the coefficients of token t of every layer."""
   weights, momentum = [], []
-  for layer, (c, l) in enumerate(zip(coefficients, last)):
+  for layer, (c, last_s) in enumerate(zip(coefficients, last)):
     a, delta = inputs[layer], deltas[layer]
     w = c.weights * carry.weights[layer]
     w -= products.matmul_tn(a, c.gradients * delta, options.dtype)
-    if l is not None:
+    if last_s is not None:
       s = carry.momentum[layer]
       w += c.momentum * s
-      update = products.matmul_tn(a, l.gradients[:, None] * delta, options.dtype)
-      momentum.append(l.momentum * s - update)
+      update = products.matmul_tn(
+          a, last_s.gradients[:, None] * delta, options.dtype
+      )
+      momentum.append(last_s.momentum * s - update)
     weights.append(w)
   return Carry(
       tuple(weights), None if carry.momentum is None else tuple(momentum)

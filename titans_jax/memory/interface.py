@@ -150,7 +150,9 @@ def read(
     [B, T, H, D] in at least float32.
   """
   _check_shapes(net, state, queries, queries, queries, None, None)
-  options = chunk_lib.Rule(net, dtype=None if dtype is None else jnp.dtype(dtype))
+  options = chunk_lib.Rule(
+      net, dtype=None if dtype is None else jnp.dtype(dtype)
+  )
   params = default_params(net, state, params)
   return stepping.read_weights(options, state.weights, queries, params)
 
@@ -187,7 +189,9 @@ def _check_shapes(net, state, queries, keys, values, mask, resets) -> None:
     raise ValueError(f"keys must have shape [B, T, H, D], got {keys.shape}.")
   for name, x in (("queries", queries), ("values", values)):
     if x.shape != keys.shape:
-      raise ValueError(f"{name} {x.shape} and keys {keys.shape} differ in shape.")
+      raise ValueError(
+          f"{name} {x.shape} and keys {keys.shape} differ in shape."
+      )
   batch, length, num_heads, head_dim = keys.shape
   if length < 1:
     raise ValueError("The sequence is empty: T must be at least 1.")

@@ -89,7 +89,8 @@ class Layout:
     place (-1: the document began in an earlier call); None: no starts."""
     if self.starts is None:
       return None
-    places = jnp.where(self.starts, jnp.arange(self.size), -1)
+    numbers = jnp.arange(self.size, dtype=jnp.int32)
+    places = jnp.where(self.starts, numbers, -1)
     return jax.lax.cummax(places, axis=1)
 
   def positions(self) -> Array:
@@ -179,9 +180,7 @@ def put_rows(x: Array, rows: Array, first: Array) -> Array:
 
 def rows_at(x: Array, first: Array, size: int) -> Array:
   """Returns x[b, first[b] : first[b] + size] of x [B, N, ...]."""
-  take = jax.vmap(
-      lambda x, i: jax.lax.dynamic_slice_in_dim(x, i, size, axis=0)
-  )
+  take = jax.vmap(lambda x, i: jax.lax.dynamic_slice_in_dim(x, i, size, axis=0))
   return take(x, first)
 
 
@@ -194,7 +193,9 @@ def check_starts(starts: Array | None, unit: int) -> None:
   """Raises ValueError where a document starts inside a unit, if it can see."""
   if starts is None or not concrete(starts):
     return
-  wrong = np.argwhere(np.asarray(starts) & (np.arange(starts.shape[1]) % unit > 0))
+  wrong = np.argwhere(
+      np.asarray(starts) & (np.arange(starts.shape[1]) % unit > 0)
+  )
   if wrong.size:
     row, place = wrong[0]
     raise ValueError(
@@ -204,9 +205,7 @@ def check_starts(starts: Array | None, unit: int) -> None:
     )
 
 
-def token(
-    mask: Array | None, starts: Array | None, position: Array
-) -> Token:
+def token(mask: Array | None, starts: Array | None, position: Array) -> Token:
   """Returns the place of one token a row.
 
   Args:
@@ -269,16 +268,19 @@ def align(
     rows = jnp.arange(batch)[:, None]
     lengths = jnp.zeros((batch, whole // unit + 1), jnp.int32)
     lengths = lengths.at[rows, document].add(mask.astype(jnp.int32))
-    before = jnp.cumsum(lengths, axis=1) - lengths
+    cumsum = functools.partial(jnp.cumsum, axis=1, dtype=jnp.int32)
+    before = cumsum(lengths) - lengths
     lengths = lengths.at[:, 0].add(offset_or_0)
     padded = -(-lengths // unit) * unit
-    begins = (jnp.cumsum(padded, axis=1) - padded).at[:, 0].set(offset_or_0)
+    begins = (cumsum(padded) - padded).at[:, 0].set(offset_or_0)
     place = rank + jnp.take_along_axis(begins - before, document, axis=1)
   end = jnp.max(jnp.where(mask, place + 1, 0), axis=1)
   end = jnp.maximum(end, offset_or_0)
   place = jnp.where(mask, place, size)
   source = jnp.full((batch, size + 1), length, jnp.int32)
-  source = jax.vmap(lambda s, p: s.at[p].set(jnp.arange(length, dtype=jnp.int32)))(source, place)
+  source = jax.vmap(
+      lambda s, p: s.at[p].set(jnp.arange(length, dtype=jnp.int32))
+  )(source, place)
   source = source[:, :size]
   layout = Layout(
       mask=source < length,
@@ -303,7 +305,9 @@ def _packed_layout(shape, whole, unit, mask, starts, position) -> Layout:
     _check_packed(np.asarray(mask), starts, unit)
   end = None
   if mask is not None:
-    end = jnp.max(jnp.where(mask, jnp.arange(length, dtype=jnp.int32) + 1, 0), axis=1)
+    end = jnp.max(
+        jnp.where(mask, jnp.arange(length, dtype=jnp.int32) + 1, 0), axis=1
+    )
   pad = [(0, 0), (0, whole - length)]
   if whole > length:
     mask = jnp.ones((batch, length), bool) if mask is None else mask

@@ -44,8 +44,8 @@ class Network(Protocol):
   def init_params(self, *, num_heads: int, head_dim: int, dtype=None) -> Params:
     """Returns the slow parameters, leaves [H, ...]; may be empty."""
 
-  def max_learning_rate(self, chunk_size: int) -> float:
-    """Returns the theta that the network bears, gates being sigmoids below."""
+  def max_learning_rate(self, head_dim: int, chunk_size: int) -> float:
+    """Returns theta_max, the largest learning rate that the network bears."""
 
   def apply(self, dense: Dense, x: Array, params: Params) -> Array:
     """Runs the network of one head on x [b, D], row by row."""
@@ -81,9 +81,7 @@ class MLP:
     if self.depth < 1:
       raise ValueError(f"MLP.depth must be at least 1, got {self.depth}.")
     if self.expansion <= 0:
-      raise ValueError(
-          f"MLP.expansion must be positive, got {self.expansion}."
-      )
+      raise ValueError(f"MLP.expansion must be positive, got {self.expansion}.")
     if self.activation not in ACTIVATIONS:
       raise ValueError(
           f"MLP.activation must be one of {sorted(ACTIVATIONS)}, got"
@@ -120,8 +118,22 @@ class MLP:
       return {}
     return {"gain": jnp.ones((num_heads, head_dim), dtype)}
 
-  def max_learning_rate(self, chunk_size: int) -> float:
-    return 0.01 * 16 / chunk_size
+  def max_learning_rate(self, head_dim: int, chunk_size: int) -> float:
+    # A write moves f(k) by about theta / (1 - eta) * 2 |a|^2 * error, a being
+    # the last layer's input: a unit key, or about hidden / 2 after unit-variance
+    # pre-activations.
+    fan_in = self.layer_shapes(head_dim)[-1][0]
+    if self.norm:
+      # LN measures that against the variance of f, |a|^2 / fan_in, and shrinks
+      # the gradient as f grows: a step too large makes the next one smaller,
+      # and nothing diverges however many alike tokens share a stale gradient.
+      # Associative recall is learned soonest where one write moves f by several
+      # of its deviations.
+      return 2.56 / fan_in
+    # Without LN the tokens of a chunk must not overshoot together even if all
+    # are alike: b theta / (1 - eta) * 2 |a|^2 <= 1 at eta = 1/2.
+    square = fan_in / 2 if self.depth > 1 else 1.0
+    return 1 / (4 * square * chunk_size)
 
   def apply(self, dense: Dense, x: Array, params: Params) -> Array:
     y = dense(0, x)

@@ -130,9 +130,7 @@ def _token(options, params, initial, carry, token, real, reset):
 
 def _apply(options, params, weights, x):
   """M_W(x) for one token x [D]."""
-  y = options.net.apply(
-      lambda layer, x: x @ weights[layer], x[None], params
-  )
+  y = options.net.apply(lambda layer, x: x @ weights[layer], x[None], params)
   return y[0]
 
 

@@ -350,7 +350,9 @@ def with_open(
   def take(x):
     chunks = x.reshape(batch, -1, chunk_size, *x.shape[2:])
     rows = jax.vmap(lambda row, i: row[i])(chunks, index)
-    return jnp.where(filled.reshape(filled.shape + (1,) * (x.ndim - 2)), rows, 0)
+    return jnp.where(
+        filled.reshape(filled.shape + (1,) * (x.ndim - 2)), rows, 0
+    )
 
   def take_per_head(x):
     return jnp.moveaxis(take(x), 2, 1)

@@ -139,7 +139,7 @@ class TitansLM(nn.Module):
         self.config.vocab_size,
     )
     count = jnp.sum(scored, dtype=jnp.int32)
-    scale = 1 / jnp.maximum(count, 1)
+    scale = 1 / jnp.maximum(count, 1).astype(total.dtype)
     metrics = {
         "cross_entropy": total * scale,
         "accuracy": correct * scale,

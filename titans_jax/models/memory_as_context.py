@@ -238,12 +238,8 @@ class MemoryAsContext(nn.Module):
           new,
       )
 
-    recalled = put(
-        state.recalled, self._rotated_keys_values(h, place[:, None])
-    )
-    sequence = put(
-        state.sequence, self._rotated_keys_values(x, place[:, None])
-    )
+    recalled = put(state.recalled, self._rotated_keys_values(h, place[:, None]))
+    sequence = put(state.sequence, self._rotated_keys_values(x, place[:, None]))
     queries = self.attention.queries(x)
     seen = jnp.arange(length) <= place[:, None]
     y = attention_lib.attend(
@@ -339,12 +335,12 @@ def _run_segment(
   return carry, (mixer.gate(y, m), loss, tokens, recalled)
 
 
-def _restarted(starts: Array, initial: chunk_lib.Carry, carry: _Carry) -> _Carry:
+def _restarted(
+    starts: Array, initial: chunk_lib.Carry, carry: _Carry
+) -> _Carry:
   """Starts a document in the rows where `starts` [B] is True."""
   convolutions = jax.tree.map(
-      lambda conv: conv._replace(
-          tail=_where(starts, conv.initial, conv.tail)
-      ),
+      lambda conv: conv._replace(tail=_where(starts, conv.initial, conv.tail)),
       (carry.query, carry.write),
       is_leaf=lambda x: isinstance(x, ConvolutionState),
   )
@@ -419,8 +415,8 @@ def _cond_where(rows: Array, new, old):
   """`_where`, without a write where no row asks for it."""
   return jax.lax.cond(
       jnp.any(rows),
-      lambda new, old: _where(rows, new, old),
-      lambda new, old: old,
+      functools.partial(_where, rows),
+      lambda _, old: old,
       new,
       old,
   )

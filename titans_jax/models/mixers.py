@@ -69,9 +69,7 @@ def window_attention(config: TitansConfig) -> attention_lib.WindowAttention:
   Full attention is a window of all tokens that can be held.
   """
   window = config.max_length if config.window is None else config.window
-  return attention_lib.WindowAttention(
-      window=window, **attention_sizes(config)
-  )
+  return attention_lib.WindowAttention(window=window, **attention_sizes(config))
 
 
 def out_scale(config: TitansConfig) -> float:

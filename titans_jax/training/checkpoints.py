@@ -55,7 +55,9 @@ class Checkpoints:
     """Names the newest checkpoint that is known to be whole."""
     if self._last_good is None:
       return "no checkpoint was saved yet"
-    return f"the last good checkpoint is {self.directory / str(self._last_good)}"
+    return (
+        f"the last good checkpoint is {self.directory / str(self._last_good)}"
+    )
 
   def check_space(self, state: step_lib.TrainState) -> None:
     """Raises CheckpointError if the disk cannot hold one more checkpoint."""
@@ -181,26 +183,27 @@ class Checkpoints:
       steps = [step]
     for candidate in steps:
       try:
-        meta = self._meta(candidate)
-        config_lib.check_version(meta["run"])
-        like = jax.eval_shape(functools.partial(_params, meta["run"]))
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-            like,
-        )
-        items = self._manager.restore(
-            candidate,
-            args=ocp.args.Composite(params=ocp.args.StandardRestore(like)),
-        )
-        sums = _checksums({"params": items["params"]})
-        _check_sums(sums, {k: meta["checksums"].get(k) for k in sums})
-        return items["params"], meta["run"], candidate
+        return *self._restore_params(candidate), candidate
       except Exception as error:  # pylint: disable=broad-except
         self._damaged(candidate, error)
     raise CheckpointError(
         f"None of the checkpoints {steps} in {self.directory} can be read."
     )
+
+  def _restore_params(self, step: int) -> tuple[Any, dict[str, Any]]:
+    meta = self._meta(step)
+    config_lib.check_version(meta["run"])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        jax.eval_shape(functools.partial(_params, meta["run"])),
+    )
+    items = self._manager.restore(
+        step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like))
+    )
+    sums = _checksums({"params": items["params"]})
+    _check_sums(sums, meta["checksums"])
+    return items["params"], meta["run"]
 
   def close(self) -> None:
     self._manager.close()
@@ -228,7 +231,9 @@ def open_checkpoints(path: str | os.PathLike[str]) -> Checkpoints:
   """
   path = pathlib.Path(path)
   for directory in (path / "checkpoints", path):
-    if directory.is_dir() and any(p.name.isdigit() for p in directory.iterdir()):
+    if directory.is_dir() and any(
+        p.name.isdigit() for p in directory.iterdir()
+    ):
       return Checkpoints(directory)
   raise CheckpointError(
       f"{path} holds no checkpoint. Give the --workdir of a run of"
@@ -275,5 +280,3 @@ def _check_sums(found: dict[str, int], saved: dict[str, int]) -> None:
 
 def _first_line(error: Exception) -> str:
   return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"[:300]
-
-

@@ -45,13 +45,15 @@ def run_config_dict(
   fields = _section(model_config.TitansConfig, model, skip=("memory",))
   if "vocab_size" not in model:
     fields["vocab_size"] = config_dict.placeholder(int)
-  return ml_collections.ConfigDict({
-      "model": {**fields, "memory": net},
-      "data": _section(data_class, data or {}),
-      "optimizer": _section(config_lib.OptimizerConfig, optimizer or {}),
-      "train": _section(config_lib.TrainConfig, train or {}),
-      "seed": seed,
-  })
+  return ml_collections.ConfigDict(
+      {
+          "model": {**fields, "memory": net},
+          "data": _section(data_class, data or {}),
+          "optimizer": _section(config_lib.OptimizerConfig, optimizer or {}),
+          "train": _section(config_lib.TrainConfig, train or {}),
+          "seed": seed,
+      }
+  )
 
 
 def run_config(

@@ -43,9 +43,7 @@ def init_state(
 ) -> TrainState:
   """Returns fresh parameters and optimizer state."""
   params = init_params(model, seed)
-  return TrainState(
-      jnp.zeros((), jnp.int32), params, optimizer.init(params)
-  )
+  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
 def _loss(params, batch, model, z_loss):
@@ -112,7 +110,9 @@ def _accumulated(grad_fn, params, batch, accumulation):
   def body(total, microbatch):
     (_, metrics), grads = grad_fn(params, microbatch)
     count = metrics.pop("num_tokens")
-    weighted = jax.tree.map(lambda x: x * count, (grads, metrics))
+    weighted = jax.tree.map(
+        lambda x: x * count.astype(x.dtype), (grads, metrics)
+    )
     return jax.tree.map(jnp.add, total, (*weighted, count)), None
 
   (_, metrics), grads = jax.eval_shape(
@@ -123,8 +123,9 @@ def _accumulated(grad_fn, params, batch, accumulation):
       lambda x: jnp.zeros(x.shape, x.dtype), (grads, metrics, count)
   )
   (grads, metrics, count), _ = jax.lax.scan(body, zeros, batch)
-  scale = 1 / jnp.maximum(count, 1)
-  grads, metrics = jax.tree.map(lambda x: x * scale, (grads, metrics))
+  grads, metrics = jax.tree.map(
+      lambda x: x / jnp.maximum(count, 1).astype(x.dtype), (grads, metrics)
+  )
   return grads, metrics | {"num_tokens": count}
 
 

@@ -105,18 +105,14 @@ def train(
 class _Loop:
   """The state of one run, between its steps."""
 
-  def __init__(
-      self, run, workdir, model, optimizer, task, checkpoints, state
-  ):
+  def __init__(self, run, workdir, model, optimizer, task, checkpoints, state):
     self.run = run
     self.workdir = workdir
     self.task = task
     self.checkpoints = checkpoints
     self.state = state
     self.first_step = int(state.step)
-    self.writer = metrics_lib.MetricWriter(
-        workdir, resume_step=self.first_step
-    )
+    self.writer = metrics_lib.MetricWriter(workdir, resume_step=self.first_step)
     self.schedule = optimizer_lib.learning_rate(
         run.optimizer, run.train.num_steps
     )
@@ -369,5 +365,3 @@ def parameter_table(params) -> str:
       f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {size:>{widths[2]}}"
       for name, shape, size in lines
   )
-
-

@@ -1,0 +1,165 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Proof that the memory remembers: associative recall beyond attention's reach.
+
+    python -m experiments.recall --workdir=runs/recall [--variants=lmm,mac]
+
+Trains every variant and the windowed attention baseline with the same budget
+and writes results.json and recall.png, accuracy against distance. A run that
+was stopped goes on.
+"""
+
+import json
+import pathlib
+import time
+
+from absl import app
+from absl import flags
+
+from titans_jax.evaluation import recall
+from titans_jax.models import config as model_config
+from titans_jax.models import language_model
+from titans_jax.training import checkpoints
+from titans_jax.training import overlay
+from titans_jax.training import trainer
+
+from . import _flags
+
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder that holds the runs.", required=True
+)
+_VARIANTS = flags.DEFINE_list(
+    "variants", "lmm,mac,mag,mal,transformer", "Which to train."
+)
+_SMOKE = flags.DEFINE_bool("smoke", False, "Trains a few steps only.")
+_CONFIG = _flags.define_config("recall.py")
+
+# Filler lengths of the evaluation, as multiples of the training's.
+_MULTIPLES = (1, 2, 4, 8)
+
+
+def main(argv) -> None:
+  _flags.start(argv)
+  with _flags.clean_errors(
+      checkpoints.CheckpointError, trainer.NonFiniteLossError
+  ):
+    for variant in _VARIANTS.value:
+      if variant not in model_config.VARIANTS:
+        raise ValueError(
+            f"--variants: {variant!r} is none of {model_config.VARIANTS}."
+        )
+    workdir = pathlib.Path(_WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    results = {}
+    for variant in _VARIANTS.value:
+      result = _run(variant, workdir / variant)
+      if result is None:
+        return  # stopped by SIGTERM
+      results[variant] = result
+      _write(results, workdir)
+  print(_table(results))
+  print(f"\nResults: {workdir}/results.json, {workdir}/recall.png")
+
+
+def _run(variant: str, workdir: pathlib.Path) -> dict | None:
+  """Trains one variant and measures it at every distance."""
+  values = _CONFIG.value.copy_and_resolve_references()
+  values.model.variant = variant
+  if _SMOKE.value:
+    values.train.num_steps = 20
+    values.train.eval_every = 20
+  run = overlay.run_config(
+      values,
+      recall.RecallData(**values.data.to_dict()).vocab_size,
+      recall.RecallData,
+  )
+  reach = recall.reach(run.model)
+  if run.data.least_distance <= reach:
+    raise ValueError(
+        f"data.filler_length={run.data.filler_length} leaves queried pairs"
+        f" within the {reach} tokens that attention and convolutions of"
+        f" {variant} can relay."
+    )
+  print(
+      f"\n{variant}: queried pairs lie at least {run.data.least_distance} tokens"
+      f" back; attention and convolutions can relay {reach}. Guessing among the"
+      f" values seen: {run.data.chance:.3f}."
+  )
+  model = language_model.TitansLM(run.model)
+  task = recall.RecallTask(model, run.data, seed=run.seed)
+  start = time.perf_counter()
+  trained = trainer.train(run, workdir, model, task)
+  if not trained.finished:
+    return None
+  result = {
+      "reach": reach,
+      "chance": run.data.chance,
+      "steps": run.train.num_steps,
+      "seconds": round(time.perf_counter() - start, 1),
+      "accuracy": [],
+  }
+  for multiple in _MULTIPLES:
+    length = multiple * run.data.filler_length
+    result["accuracy"].append(
+        {
+            "distance": length + 1,
+            "random_filler": task.accuracy(trained.params, length, False),
+            "repeated_filler": task.accuracy(trained.params, length, True),
+        }
+    )
+  return result
+
+
+def _write(results: dict, workdir: pathlib.Path) -> None:
+  """Writes results.json and the plot of what is done so far."""
+  (workdir / "results.json").write_text(json.dumps(results, indent=2))
+  import matplotlib  # pylint: disable=g-import-not-at-top
+
+  matplotlib.use("Agg")
+  from matplotlib import pyplot  # pylint: disable=g-import-not-at-top
+
+  figure, plots = pyplot.subplots(
+      1, 2, figsize=(9, 3.8), sharey=True, layout="constrained"
+  )
+  for axes, kind in zip(plots, ("random_filler", "repeated_filler")):
+    for variant, result in results.items():
+      points = result["accuracy"]
+      axes.plot(
+          [p["distance"] for p in points],
+          [p[kind] for p in points],
+          marker="o",
+          label=variant,
+      )
+    chance = next(iter(results.values()))["chance"]
+    axes.axhline(chance, color="gray", linestyle=":", label="guessing")
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("least distance of a queried pair (tokens)")
+    axes.set_title(kind.replace("_", " "))
+    axes.set_ylim(0, 1.03)
+    axes.grid(alpha=0.3)
+  plots[0].set_ylabel("accuracy")
+  plots[1].legend()
+  figure.savefig(workdir / "recall.png", dpi=120)
+  pyplot.close(figure)
+
+
+def _table(results: dict) -> str:
+  """Returns the accuracies as a table."""
+  first = next(iter(results.values()))
+  distances = [point["distance"] for point in first["accuracy"]]
+  lines = [
+      "\nAccuracy (random / repeated filler) by least distance;"
+      f" guessing among the values seen: {first['chance']:.3f}",
+      "variant      reach " + "".join(f"{d:>16}" for d in distances),
+  ]
+  for variant, result in results.items():
+    cells = "".join(
+        f"{p['random_filler']:>9.3f} /{p['repeated_filler']:.3f}"
+        for p in result["accuracy"]
+    )
+    lines.append(f"{variant:<12} {result['reach']:>5} {cells}")
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  app.run(main)
