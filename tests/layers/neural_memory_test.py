@@ -1,0 +1,121 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The memory layer, as users put it into their own models."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import titans_jax as titans
+
+BATCH, LENGTH, DIM = 2, 19, 16
+
+
+def _layer(**options):
+  return titans.NeuralMemory(
+      model_dim=DIM,
+      num_heads=2,
+      head_dim=8,
+      chunk_size=4,
+      dtype="float64",
+      param_dtype="float64",
+      **options,
+  )
+
+
+class NeuralMemoryTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    keys = jax.random.split(jax.random.key(0), 3)
+    self.x = jax.random.normal(keys[0], (BATCH, LENGTH, DIM), jnp.float64)
+    self.mask = jax.random.bernoulli(keys[1], 0.7, (BATCH, LENGTH))
+    self.resets = jnp.zeros((BATCH, LENGTH), bool).at[1, 8].set(True)
+
+  @parameterized.parameters(
+      {},
+      {"forget": "channel", "gates_per_layer": False},
+      {"momentum": False, "gates_per_chunk": True, "conv_size": 0},
+      {"forget": "none", "max_grad_norm": 1.0, "normalize_values": False},
+  )
+  def test_split_invariance(self, **options):
+    layer = _layer(**options)
+    variables = jax.jit(layer.init)(jax.random.key(1), self.x)
+    apply = jax.jit(layer.apply)
+    y, state = apply(variables, self.x, mask=self.mask, resets=self.resets)
+    pieces, piecewise = [], None
+    for first, last in ((0, 8), (8, 9), (9, LENGTH)):
+      here = slice(first, last)
+      piece, piecewise = apply(
+          variables,
+          self.x[:, here],
+          piecewise,
+          mask=self.mask[:, here],
+          resets=self.resets[:, here],
+      )
+      pieces.append(piece)
+    np.testing.assert_allclose(jnp.concatenate(pieces, 1), y, atol=1e-10)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10),
+        piecewise,
+        state,
+    )
+
+  def test_within_another_module(self):
+    class Model(nn.Module):
+
+      @nn.compact
+      def __call__(self, x, state=None):
+        y, state = _layer()(nn.LayerNorm()(x), state)
+        return nn.Dense(3)(x + y), state
+
+    model = Model()
+    variables = jax.jit(model.init)(jax.random.key(1), self.x)
+    y, state = jax.jit(model.apply)(variables, self.x)
+    y2, _ = jax.jit(model.apply)(variables, self.x, state)
+    self.assertEqual(y.shape, (BATCH, LENGTH, 3))
+    # What was read before is remembered.
+    self.assertGreater(float(jnp.max(jnp.abs(y2 - y))), 1e-4)
+
+  def test_gradients_reach_every_parameter(self):
+    layer = _layer()
+    variables = jax.jit(layer.init)(jax.random.key(1), self.x)
+
+    def loss(variables):
+      return jnp.sum(layer.apply(variables, self.x)[0] ** 2)
+
+    grads = jax.jit(jax.grad(loss))(variables)
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+      self.assertGreater(float(jnp.max(jnp.abs(grad))), 0, path)
+
+  def test_forgetting_starts_slowly(self):
+    layer = _layer()
+    variables = jax.jit(layer.init)(jax.random.key(1), self.x)
+    bias = variables["params"]["gates"]["bias"].reshape(2, 6)
+    np.testing.assert_array_equal(bias[:, :2], -6)
+    np.testing.assert_array_equal(bias[:, 2:], 0)
+
+  @parameterized.parameters(
+      ({"x": (2, 19, 8)}, r"\[B, T, 16\], got \(2, 19, 8\)"),
+      ({"x": (2, 0, 16)}, "empty"),
+      ({"mask": (2, 7)}, "mask must be bool of shape"),
+      ({"state": 3}, "3 rows, but the batch has 2"),
+  )
+  def test_bad_input(self, wrong, message):
+    layer = _layer()
+    variables = jax.jit(layer.init)(jax.random.key(1), self.x)
+    x = jnp.zeros(wrong.get("x", self.x.shape))
+    mask = jnp.ones(wrong["mask"], bool) if "mask" in wrong else None
+    state = None
+    if "state" in wrong:
+      other = jnp.zeros((wrong["state"], 4, DIM))
+      state = jax.jit(layer.apply)(variables, other)[1]
+    with self.assertRaisesRegex(ValueError, message):
+      layer.apply(variables, x, state, mask=mask)
+
+
+if __name__ == "__main__":
+  absltest.main()
