@@ -219,10 +219,10 @@ def _tokenize(source, tokenizer, directory, origin) -> dict:
 def _split(starts, lengths, digests, fraction):
   """Returns (starts, lengths) to train on, and those held out."""
   if len(starts) < _MIN_DOCUMENTS:
-    tails = np.minimum(np.maximum(lengths * fraction, 1), lengths - 1)
-    tails = tails.astype(np.int64)
-    heads = lengths - tails
-    return (starts, heads), _nonempty(starts + heads, tails)
+    # The tail's first token is read only: neither split is scored on it.
+    tails = np.ceil(lengths * fraction).astype(np.int64) + 1
+    heads = np.maximum(lengths - tails, 0)
+    return _nonempty(starts, heads), _nonempty(starts + heads, lengths - heads)
   target = fraction * lengths.sum()
   chosen = np.zeros(len(starts), bool)
   held = 0

@@ -94,8 +94,8 @@ def train_step(
   params = optax.apply_updates(state.params, updates)
   metrics = metrics | {
       "loss": metrics["cross_entropy"],
-      "grad_norm": optax.global_norm(grads),
-      "param_norm": optax.global_norm(params),
+      "grad_norm": optax.tree.norm(grads),
+      "param_norm": optax.tree.norm(params),
   }
   del metrics["cross_entropy"]
   return TrainState(state.step + 1, params, opt_state), metrics

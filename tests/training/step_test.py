@@ -1,0 +1,160 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The optimizer step."""
+
+import functools
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import titans_jax as titans
+from titans_jax.training import config as config_lib
+from titans_jax.training import optimizer as optimizer_lib
+from titans_jax.training import step as step_lib
+
+
+class TrainStepTest(parameterized.TestCase):
+
+  def test_accumulation_is_the_step_of_the_whole_batch(self):
+    # Given a batch whose microbatches hold unequal numbers of scored tokens
+    model = titans.TitansLM(
+        titans.presets.tiny(
+            variant="lmm", num_layers=1, dtype="float64", param_dtype="float64"
+        )
+    )
+    optimizer = optimizer_lib.make_optimizer(config_lib.OptimizerConfig(), 10)
+    state = jax.jit(
+        functools.partial(step_lib.init_state, model, optimizer, 0)
+    )()
+    tokens = jax.random.randint(jax.random.key(0), (4, 16), 0, 256)
+    mask = jnp.ones((4, 16), bool).at[0, 5:].set(False)
+    batch = {
+        "tokens": tokens,
+        "targets": jnp.where(mask, jnp.roll(tokens, -1, 1), -1),
+        "document_ids": jnp.zeros_like(tokens),
+        "mask": mask,
+    }
+    results = [
+        jax.jit(
+            functools.partial(
+                step_lib.train_step,
+                model=model,
+                optimizer=optimizer,
+                accumulation=accumulation,
+                z_loss=0.0,
+            )
+        )(state, batch)
+        for accumulation in (1, 2)
+    ]
+    (whole, metrics), (parts, part_metrics) = results
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9),
+        whole.params,
+        parts.params,
+    )
+    self.assertEqual(metrics["num_tokens"], part_metrics["num_tokens"])
+    for name in ("loss", "accuracy", "grad_norm"):
+      np.testing.assert_allclose(metrics[name], part_metrics[name], rtol=1e-9)
+
+  def test_z_loss_is_added(self):
+    model = titans.TitansLM(titans.presets.tiny(variant="transformer"))
+    tokens = jnp.zeros((1, 8), jnp.int32)
+    variables = jax.jit(model.init)(jax.random.key(0), tokens)
+    logits, _ = model.apply(variables, tokens)
+    loss, with_z = (
+        model.apply(variables, tokens, tokens, z_loss=z, method="loss")[0]
+        for z in (0.0, 0.1)
+    )
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    np.testing.assert_allclose(
+        with_z - loss, 0.1 * jnp.mean(log_z**2), rtol=1e-4
+    )
+
+  def test_logits_of_a_large_vocabulary_are_never_held_at_once(self):
+    vocab, length = 50_000, 2048
+    model = titans.TitansLM(
+        titans.presets.tiny(
+            variant="transformer",
+            vocab_size=vocab,
+            num_layers=1,
+            window=16,
+        )
+    )
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    variables = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, 16), jnp.int32))
+    )
+
+    def loss(variables, tokens):
+      return model.apply(variables, tokens, tokens, method="loss")[0]
+
+    compiled = jax.jit(jax.grad(loss)).lower(variables, tokens).compile()
+    all_logits = 4 * vocab * length
+    self.assertLess(compiled.memory_analysis().temp_size_in_bytes, all_logits)
+
+  def test_decay_mask(self):
+    model = titans.TitansLM(titans.presets.tiny(variant="mag"))
+    params = jax.eval_shape(lambda: step_lib.init_params(model, 0))
+    mask = optimizer_lib.decay_mask(params)
+    block = mask["blocks"]
+    memory = block["mixer"]["memory"]
+    self.assertTrue(mask["embedding"])
+    self.assertTrue(memory["key"]["kernel"])
+    self.assertTrue(block["feed_forward"]["down"]["kernel"])
+    for kept in (
+        memory["gates"]["kernel"],
+        memory["gates"]["bias"],
+        memory["initial_weights_0"],
+        memory["net_gain"],
+        memory["norm"]["scale"],
+        block["mixer_norm"]["scale"],
+        block["persistent"],
+        mask["final_norm"]["scale"],
+    ):
+      self.assertFalse(kept)
+
+  def test_schedule(self):
+    schedule = optimizer_lib.learning_rate(
+        config_lib.OptimizerConfig(learning_rate=1.0, warmup_steps=10), 100
+    )
+    rates = np.array([schedule(i) for i in range(101)])
+    self.assertGreater(rates[0], 0)  # The first step is not lost.
+    np.testing.assert_allclose(rates[10], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(rates[100], 0.1, rtol=1e-6)
+    self.assertTrue(np.all(np.diff(rates[10:]) <= 0))
+
+
+class ConfigTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (config_lib.DataConfig, {"batch_size": 0}, "data.batch_size must be"),
+      (config_lib.DataConfig, {"heldout_fraction": 0}, "between 0 and 1"),
+      (config_lib.OptimizerConfig, {"learning_rate": 0}, "must be positive"),
+      (config_lib.TrainConfig, {"num_steps": 0}, "train.num_steps must be"),
+  )
+  def test_bad_values(self, cls, values, message):
+    with self.assertRaisesRegex(ValueError, message):
+      cls(**values)
+
+  def test_sections_must_fit(self):
+    model = titans.presets.tiny(variant="mac")
+    with self.assertRaisesRegex(ValueError, "=24 is not a multiple of 16"):
+      config_lib.RunConfig(model, config_lib.DataConfig(sequence_length=24))
+    with self.assertRaisesRegex(ValueError, "batch_size=8 is not a multiple"):
+      config_lib.RunConfig(
+          model, train=config_lib.TrainConfig(accumulation=3)
+      )
+
+  def test_round_trip_and_format_version(self):
+    run = config_lib.RunConfig(titans.presets.tiny(variant="mag"))
+    values = run.to_dict()
+    self.assertEqual(config_lib.run_config(values), run)
+    with self.assertRaisesRegex(ValueError, "format version 99"):
+      config_lib.run_config(values | {"format_version": 99})
+
+
+if __name__ == "__main__":
+  absltest.main()
