@@ -123,5 +123,10 @@ To go on:
   )
 
 
-if __name__ == "__main__":
+def run() -> None:
+  """Runs the console script `titans-pretrain`."""
   app.run(main)
+
+
+if __name__ == "__main__":
+  run()

@@ -3,8 +3,8 @@
 """Titans: Learning to Memorize at Test Time, in JAX and Flax."""
 
 from titans_jax import memory
-from titans_jax.inference.generate import generate
-from titans_jax.inference.generate import stream
+from titans_jax.inference.generation import generate
+from titans_jax.inference.generation import stream
 from titans_jax.layers.neural_memory import NeuralMemory
 from titans_jax.models import presets
 from titans_jax.models.config import TitansConfig

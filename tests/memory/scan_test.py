@@ -9,7 +9,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
-import testing
+from tests.memory import testing
 
 from titans_jax import memory
 from titans_jax.memory import chunk as chunk_lib

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generation from a trained model."""
 
-from titans_jax.inference.generate import generate
-from titans_jax.inference.generate import stream
+from titans_jax.inference.generation import generate
+from titans_jax.inference.generation import stream
 
 __all__ = ("generate", "stream")

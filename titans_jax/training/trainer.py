@@ -129,8 +129,9 @@ class _Loop:
     )
     self.evaluation = None
     self.progress = _Progress(self.first_step, run.train.num_steps)
-    # Metrics of the step dispatched last, not waited for yet.
-    self.pending: tuple[int, Any] | None = None
+    # The step dispatched last, not waited for yet: its number, the tokens it
+    # reads and its metrics.
+    self.pending: tuple[int, int, Any] | None = None
 
   def run_until_done(self, stop: threading.Event) -> Result:
     run, last = self.run, self.run.train.num_steps
@@ -158,7 +159,7 @@ class _Loop:
       self.state, metrics = compiled(self.state, batch)
       self._finish_step()
       step += 1
-      self.pending = (step, metrics)
+      self.pending = (step, int(np.sum(batch["mask"])), metrics)
     self.checkpoints.wait()
     self.writer.close()
     self.progress.close()
@@ -192,9 +193,9 @@ class _Loop:
     """Looks at the metrics of the step before the one just dispatched."""
     if self.pending is None:
       return
-    (step, metrics), self.pending = self.pending, None
+    (step, tokens, metrics), self.pending = self.pending, None
     row = metrics_lib.flatten(jax.device_get(metrics))
-    tokens = row.pop("num_tokens")
+    del row["num_tokens"]
     if not math.isfinite(row["loss"]):
       self._stop_non_finite(step, row)
     row["learning_rate"] = float(self.schedule(step - 1))
@@ -246,7 +247,7 @@ class _Progress:
     """Starts the clock: compilation does not count."""
     self._start = self._mark = self._said = time.perf_counter()
 
-  def update(self, step: int, tokens: float, loss: float) -> float:
+  def update(self, step: int, tokens: int, loss: float) -> float:
     """Shows a finished step and returns its tokens per second."""
     now = time.perf_counter()
     rate = tokens / max(now - self._mark, 1e-9)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import titans_jax as titans
-from titans_jax.inference import generate as generate_lib
+from titans_jax.inference import generation
 from titans_jax.inference import sampling
 
 PROMPTS = jax.random.randint(jax.random.key(0), (3, 21), 0, 256)
@@ -57,7 +57,7 @@ class GenerateTest(parameterized.TestCase):
   def test_prefill_in_pieces_is_prefill(self):
     # Prompts longer than the window and than a piece are read in full.
     whole = self.generate("mac", lengths=LENGTHS)
-    with mock.patch.object(generate_lib, "_PIECE", 8):
+    with mock.patch.object(generation, "_PIECE", 8):
       pieces = self.generate("mac", lengths=LENGTHS)
     np.testing.assert_array_equal(pieces, whole)
 

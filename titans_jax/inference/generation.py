@@ -225,9 +225,7 @@ def _generate_rest(
     i, tokens, state, new_tokens, stopped = carry
     logits, state = model.apply(variables, tokens[:, None], state)
     tokens, stopped = choose(i, logits[:, 0], stopped)
-    new_tokens = jax.lax.dynamic_update_slice(
-        new_tokens, tokens[:, None], (0, i)
-    )
+    new_tokens = new_tokens.at[:, i].set(tokens)
     return i + 1, tokens, state, new_tokens, stopped
 
   tokens, stopped = choose(0, logits, jnp.zeros(batch, bool))

@@ -1,0 +1,286 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Pretraining as a user sees it: files, kills, resumed runs, clear errors."""
+
+import json
+import pathlib
+import random
+import resource
+import shutil
+import signal
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import numpy as np
+
+from tests.experiments import processes
+
+
+class PretrainTest(parameterized.TestCase):
+  """All cases are held against one run that nothing interrupts."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.folder = pathlib.Path(absltest.get_default_test_tmpdir()) / "pretrain"
+    shutil.rmtree(cls.folder, ignore_errors=True)
+    cls.folder.mkdir(parents=True)
+    cls.text = processes.write_text(cls.folder / "text.txt")
+    cls.arguments = (*processes.TINY, f"--config.data.source={cls.text}")
+    cls.whole = cls.folder / "whole"
+    cls.finished = processes.run(
+        "pretrain", f"--workdir={cls.whole}", *cls.arguments
+    )
+
+  def pretrain(self, workdir, *args, **kwargs):
+    return processes.run(
+        "pretrain", f"--workdir={workdir}", *self.arguments, *args, **kwargs
+    )
+
+  def copy(self, workdir, name):
+    target = self.folder / name
+    shutil.copytree(workdir, target)
+    return target
+
+  def assert_same_run(self, workdir):
+    self.assertEqual(
+        processes.curve(workdir), processes.curve(self.whole)
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        processes.params(workdir),
+        processes.params(self.whole),
+    )
+
+  def assert_error(self, process, message):
+    self.assertEqual(process.returncode, 1, process.stdout + process.stderr)
+    self.assertRegex(process.stderr, message)
+    self.assertNotIn("Traceback", process.stderr)
+
+  def test_leaves_what_it_says(self):
+    out = self.finished.stdout
+    self.assertEqual(self.finished.returncode, 0, out + self.finished.stderr)
+    run = json.loads((self.whole / "config.json").read_text())
+    self.assertEqual(run["model"]["variant"], "lmm")
+    self.assertEqual(run["train"]["num_steps"], 60)
+    rows = processes.curve(self.whole)
+    losses = [row["loss"] for row in rows if "loss" in row]
+    self.assertLen(losses, 60)
+    self.assertLess(losses[-1], 0.8 * losses[0])
+    evaluations = [row for row in rows if "eval_loss" in row]
+    self.assertEqual([row["step"] for row in evaluations], [25, 50, 60])
+    bits = evaluations[-1]["eval_bits_per_byte"]
+    self.assertIn(f"Held-out bits per byte: {bits:.4f}; a bigram byte", out)
+    self.assertNotEmpty(list(self.whole.glob("events.out.tfevents*")))
+    self.assertGreater((self.whole / "learning_curve.png").stat().st_size, 5000)
+    self.assertRegex(out, r"held out: [\d,]+ tokens in [\d,]+, \d.\d% padding")
+    self.assertIn("A sample:\n\nThe ", out)
+    self.assertIn(str(self.whole / "checkpoints"), out)
+    self.assertIn("--config.model.variant=mag", out)
+
+  def test_finished_run_is_only_reported_again(self):
+    workdir = self.copy(self.whole, "again")
+    again = self.pretrain(workdir)
+    self.assertEqual(again.returncode, 0, again.stderr)
+    tail = self.finished.stdout.partition("Held-out bits")[2]
+    self.assertEqual(
+        again.stdout.partition("Held-out bits")[2],
+        tail.replace(str(self.whole), str(workdir)),
+    )
+    self.assert_same_run(workdir)
+
+  def test_killed_run_resumes_bit_for_bit(self):
+    row = random.randint(9, 50)
+    workdir = self.folder / "killed"
+    status, _ = processes.stop_at_row(
+        workdir, row, signal.SIGKILL, *self.arguments
+    )
+    self.assertEqual(status, -signal.SIGKILL, f"killed at row {row}")
+    resumed = self.pretrain(workdir)
+    self.assertEqual(resumed.returncode, 0, resumed.stderr)
+    self.assertRegex(resumed.stdout, r"Resuming from step \d+\.")
+    self.assert_same_run(workdir)
+
+  def test_terminated_run_saves_and_resumes_bit_for_bit(self):
+    row = random.randint(2, 50)
+    workdir = self.folder / "terminated"
+    status, output = processes.stop_at_row(
+        workdir, row, signal.SIGTERM, *self.arguments
+    )
+    self.assertEqual(status, 0, output)
+    self.assertRegex(output, r"Stopped by SIGTERM at step \d+; the last good")
+    self.assertNotIn("A sample", output)
+    with self.subTest("no space for the next checkpoint"):
+      # A file may not grow past what a checkpoint needs: as on a full disk,
+      # the write fails part of the way.
+      limited = self.copy(workdir, "no_space")
+      before = {p.name for p in (limited / "checkpoints").iterdir()}
+      failed = self.pretrain(
+          limited,
+          "--config.model.vocab_size=257",
+          preexec_fn=lambda: resource.setrlimit(
+              resource.RLIMIT_FSIZE, (20_000, 20_000)
+          ),
+      )
+      self.assert_error(failed, "Saving the checkpoint of step .* failed")
+      self.assertRegex(failed.stderr, "the last good checkpoint is .*no_space")
+      kept = {p.name for p in (limited / "checkpoints").iterdir()}
+      self.assertContainsSubset(before, kept)
+    resumed = self.pretrain(workdir)
+    self.assertEqual(resumed.returncode, 0, resumed.stderr)
+    self.assertIn("Resuming from step", resumed.stdout)
+    self.assert_same_run(workdir)
+
+  @parameterized.parameters("flipped", "truncated", "missing")
+  def test_damaged_checkpoint_is_passed_over(self, damage):
+    workdir = self.copy(self.whole, f"damaged_{damage}")
+    newest = workdir / "checkpoints" / "60"
+    data = max(
+        (p for p in (newest / "params").rglob("*") if p.is_file()),
+        key=lambda p: p.stat().st_size,
+    )
+    if damage == "flipped":
+      content = bytearray(data.read_bytes())
+      content[len(content) // 2] ^= 1
+      data.write_bytes(content)
+    elif damage == "truncated":
+      data.write_bytes(data.read_bytes()[:-1000])
+    else:
+      data.unlink()
+    sample = processes.run(
+        "generate", f"--checkpoint={workdir}", "--prompt=o", "--seed=1"
+    )
+    self.assertEqual(sample.returncode, 0, sample.stderr)
+    self.assertRegex(sample.stderr, "checkpoints/60 is damaged and is passed")
+    self.assertIn("Checkpoint of step 56.", sample.stderr)
+    resumed = self.pretrain(workdir)
+    self.assertEqual(resumed.returncode, 0, resumed.stderr)
+    self.assertRegex(resumed.stderr, "checkpoints/60 is damaged and is passed")
+    self.assertIn("Resuming from step 56.", resumed.stdout)
+    self.assert_same_run(workdir)
+
+  def test_no_whole_checkpoint(self):
+    workdir = self.copy(self.whole, "ruined")
+    for path in (workdir / "checkpoints").rglob("*"):
+      if path.is_file():
+        path.write_bytes(b"")
+    self.assert_error(self.pretrain(workdir), "None of the checkpoints")
+    sample = processes.run("generate", f"--checkpoint={workdir}", "--prompt=o")
+    self.assert_error(sample, "None of the checkpoints .* can be read")
+
+  def test_workdir_of_another_run(self):
+    process = self.pretrain(self.whole, "--config.optimizer.learning_rate=0.5")
+    self.assert_error(
+        process, "another run: optimizer.learning_rate is 0.003 there and 0.5"
+    )
+
+  def test_other_data(self):
+    workdir = self.copy(self.whole, "other_data")
+    kept = self.text.read_bytes()
+    try:
+      processes.write_text(self.text, seed=1)
+      self.assert_error(self.pretrain(workdir), "started on other data")
+    finally:
+      self.text.write_bytes(kept)
+
+  def test_loss_that_is_not_finite(self):
+    workdir = self.folder / "not_finite"
+    process = self.pretrain(
+        workdir,
+        "--config.optimizer.learning_rate=1e38",
+        "--config.optimizer.warmup_steps=9",
+        "--config.train.checkpoint_every=1",
+    )
+    self.assert_error(process, r"The loss is (nan|inf) at step \d+ .*memory: ")
+    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    self.assertIsNone(last["loss"])
+    # No checkpoint holds what is not finite.
+    for leaf in jax.tree.leaves(processes.params(workdir)):
+      self.assertTrue(np.isfinite(leaf).all())
+
+  @parameterized.parameters(
+      ("--config.model.varient=mac", "[Dd]id you mean.*variant"),
+      ("--config.model.num_layers=many", "invalid literal|num_layers"),
+      ("--no_such_flag", "Unknown command line flag"),
+      ("surplus", "Unexpected arguments"),
+  )
+  def test_command_line_that_does_not_parse(self, argument, message):
+    workdir = self.folder / "unparsed"
+    process = self.pretrain(workdir, argument)
+    self.assertNotEqual(process.returncode, 0)
+    self.assertRegex(process.stderr + process.stdout, message)
+    self.assertFalse(workdir.exists())
+
+  @parameterized.parameters(
+      ("--config.model.num_heads=3", "num_heads=3"),
+      ("--config.model.variant=rnn", "variant.*'rnn'"),
+      (
+          "--config.model.segment_length=12 --config.model.variant=mac",
+          "segment_length=12 .*chunk_size=8",
+      ),
+      ("--config.data.sequence_length=36", "sequence_length=36 .* of 8"),
+      ("--config.data.source=/no/such/file", "matches no file"),
+      ("--config.data.tokenizer=/no/such/file", "/no/such/file"),
+      ("--config.model.vocab_size=100", "vocab_size=100 is smaller"),
+      ("--config.train.accumulation=3", "not a multiple of train.accumulation"),
+      ("--config.data.sequence_length=80000", "fewer than one sequence"),
+      ("--config.optimizer.learning_rate=-1", "learning_rate must be positive"),
+  )
+  def test_values_that_do_not_fit(self, arguments, message):
+    process = self.pretrain(self.folder / "unfit", *arguments.split())
+    self.assert_error(process, message)
+    self.assertNotIn("Compiled", process.stdout)
+
+
+class GenerateTest(parameterized.TestCase):
+  """Continues prompts with a model that a short run left."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.folder = pathlib.Path(absltest.get_default_test_tmpdir()) / "generate"
+    shutil.rmtree(cls.folder, ignore_errors=True)
+    cls.folder.mkdir(parents=True)
+    cls.workdir = cls.folder / "run"
+    text = processes.write_text(cls.folder / "text.txt")
+    processes.run(
+        "pretrain",
+        f"--workdir={cls.workdir}",
+        *processes.TINY,
+        f"--config.data.source={text}",
+        "--config.train.num_steps=7",
+    )
+
+  def generate(self, *args):
+    return processes.run("generate", f"--checkpoint={self.workdir}", *args)
+
+  def test_prompts_of_a_file_are_the_prompts_alone(self):
+    prompts = self.folder / "prompts.txt"
+    prompts.write_text("one two\n\nthree\n")
+    options = ("--temperature=0", "--max_new_tokens=12")
+    batch = self.generate(f"--prompt_file={prompts}", *options)
+    self.assertEqual(batch.returncode, 0, batch.stderr)
+    texts = batch.stdout.split("\n---\n")[:-1]
+    for text, prompt in zip(texts, ("one two", "three"), strict=True):
+      alone = self.generate(f"--prompt={prompt}", *options)
+      self.assertEqual(alone.stdout, text + "\n")
+      self.assertStartsWith(alone.stdout, prompt)
+
+  @parameterized.parameters(
+      ((), "Give --prompt or --prompt_file"),
+      (("--prompt=a", "--prompt_file=b"), "Give --prompt or --prompt_file"),
+      (("--prompt_file=/no/such/file",), "/no/such/file"),
+      (("--prompt=a", "--temperature=-1"), "temperature must be at least 0"),
+      (("--prompt=a", "--step=3"), "no checkpoint of step 3"),
+      (("--prompt=a", "--checkpoint=/tmp"), "holds no checkpoint"),
+  )
+  def test_bad_input(self, args, message):
+    process = self.generate(*args)
+    self.assertEqual(process.returncode, 1)
+    self.assertRegex(process.stderr, message)
+    self.assertNotIn("Traceback", process.stderr)
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,109 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Experiments as their users run them: processes, files, signals."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from titans_jax.training import checkpoints
+from titans_jax.training import metrics
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+# Overrides that make the quickstart a model of a few thousand parameters.
+TINY = (
+    "--config.model.variant=lmm",
+    "--config.model.num_layers=1",
+    "--config.model.model_dim=16",
+    "--config.model.num_heads=2",
+    "--config.model.chunk_size=8",
+    "--config.model.segment_length=16",
+    "--config.model.window=16",
+    "--config.data.sequence_length=32",
+    "--config.data.batch_size=4",
+    "--config.train.num_steps=60",
+    "--config.train.log_every=1",
+    "--config.train.eval_every=25",
+    "--config.train.checkpoint_every=7",
+    "--sample_tokens=8",
+)
+
+
+def command(experiment, *args):
+  return [sys.executable, "-m", f"experiments.{experiment}", *map(str, args)]
+
+
+def environment():
+  # One device and float32, as a user has them.
+  return os.environ | {
+      "XLA_FLAGS": "--xla_backend_optimization_level=0",
+      "PYTHONPATH": str(ROOT),
+  }
+
+
+def run(experiment, *args, **kwargs):
+  """Runs an experiment to its end and returns the finished process."""
+  return subprocess.run(
+      command(experiment, *args),
+      capture_output=True,
+      cwd=ROOT,
+      encoding="utf-8",
+      env=environment(),
+      errors="replace",
+      timeout=300,
+      check=False,
+      **kwargs,
+  )
+
+
+def stop_at_row(workdir, rows, signal, *args):
+  """Runs pretrain, signals it once it has written so many rows of metrics.
+
+  Returns:
+    The process's exit status and output.
+  """
+  process = subprocess.Popen(
+      command("pretrain", f"--workdir={workdir}", *args),
+      cwd=ROOT,
+      env=environment(),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      encoding="utf-8",
+  )
+  deadline = time.monotonic() + 300
+  while process.poll() is None and len(metrics.read_metrics(workdir)) < rows:
+    if time.monotonic() > deadline:
+      process.kill()
+    time.sleep(0.005)
+  process.send_signal(signal)
+  output, _ = process.communicate(timeout=60)
+  return process.returncode, output
+
+
+def params(workdir, step=None):
+  """Returns the parameters of a workdir's newest or named checkpoint."""
+  manager = checkpoints.open_checkpoints(workdir)
+  restored, _, _ = manager.restore_params(step)
+  manager.close()
+  return restored
+
+
+def curve(workdir):
+  """Returns a workdir's metrics without what a clock decides."""
+  rows = metrics.read_metrics(workdir)
+  return [
+      {k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows
+  ]
+
+
+def write_text(path, seed=0, size=4000):
+  """Writes words with a pattern to learn, the bytes of which are not UTF-8."""
+  rng = np.random.default_rng(seed)
+  words = rng.choice(["one", "two", "three", "f\xfcnf"], size)
+  path.write_bytes(" ".join(words).encode("latin-1"))
+  return path
