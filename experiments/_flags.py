@@ -46,7 +46,7 @@ def clean_errors(*types: type[Exception]):
   """Ends with the message alone, without a traceback, on a user's error."""
   try:
     yield
-  except (ValueError, ImportError, *types) as error:
+  except (ValueError, ImportError, OSError, *types) as error:
     if "TITANS_TRACEBACK" in os.environ:
       raise
     logging.debug("Set TITANS_TRACEBACK=1 for the traceback.")

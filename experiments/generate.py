@@ -46,7 +46,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
 
 def main(argv) -> None:
   _flags.start(argv)
-  with _flags.clean_errors(checkpoints.CheckpointError, OSError):
+  with _flags.clean_errors(checkpoints.CheckpointError):
     texts = _read_prompts()
     manager = checkpoints.open_checkpoints(_CHECKPOINT.value)
     params, run, step = manager.restore_params(_STEP.value)

@@ -3,9 +3,7 @@
 """Pretraining as a user sees it: files, kills, resumed runs, clear errors."""
 
 import json
-import pathlib
 import random
-import resource
 import shutil
 import signal
 
@@ -23,9 +21,7 @@ class PretrainTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.folder = pathlib.Path(absltest.get_default_test_tmpdir()) / "pretrain"
-    shutil.rmtree(cls.folder, ignore_errors=True)
-    cls.folder.mkdir(parents=True)
+    cls.folder = processes.folder(cls)
     cls.text = processes.write_text(cls.folder / "text.txt")
     cls.arguments = (*processes.TINY, f"--config.data.source={cls.text}")
     cls.whole = cls.folder / "whole"
@@ -103,7 +99,7 @@ class PretrainTest(parameterized.TestCase):
     self.assert_same_run(workdir)
 
   def test_terminated_run_saves_and_resumes_bit_for_bit(self):
-    row = random.randint(2, 50)
+    row = random.randint(2, 30)
     workdir = self.folder / "terminated"
     status, output = processes.stop_at_row(
         workdir, row, signal.SIGTERM, *self.arguments
@@ -116,14 +112,10 @@ class PretrainTest(parameterized.TestCase):
       # the write fails part of the way.
       limited = self.copy(workdir, "no_space")
       before = {p.name for p in (limited / "checkpoints").iterdir()}
-      failed = self.pretrain(
-          limited,
-          "--config.model.vocab_size=257",
-          preexec_fn=lambda: resource.setrlimit(
-              resource.RLIMIT_FSIZE, (20_000, 20_000)
-          ),
-      )
-      self.assert_error(failed, "Saving the checkpoint of step .* failed")
+      failed = self.pretrain(limited, file_blocks=48)
+      # (The checkpoint library's own threads print more than this.)
+      self.assertEqual(failed.returncode, 1)
+      self.assertRegex(failed.stderr, "Error: Saving the .* of step .* failed")
       self.assertRegex(failed.stderr, "the last good checkpoint is .*no_space")
       kept = {p.name for p in (limited / "checkpoints").iterdir()}
       self.assertContainsSubset(before, kept)
@@ -136,18 +128,15 @@ class PretrainTest(parameterized.TestCase):
   def test_damaged_checkpoint_is_passed_over(self, damage):
     workdir = self.copy(self.whole, f"damaged_{damage}")
     newest = workdir / "checkpoints" / "60"
-    data = max(
-        (p for p in (newest / "params").rglob("*") if p.is_file()),
-        key=lambda p: p.stat().st_size,
-    )
-    if damage == "flipped":
-      content = bytearray(data.read_bytes())
-      content[len(content) // 2] ^= 1
-      data.write_bytes(content)
-    elif damage == "truncated":
-      data.write_bytes(data.read_bytes()[:-1000])
-    else:
-      data.unlink()
+    for path in (newest / "params").rglob("d/*"):
+      content = bytearray(path.read_bytes())
+      if damage == "flipped":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+      elif damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+      else:
+        path.unlink()
     sample = processes.run(
         "generate", f"--checkpoint={workdir}", "--prompt=o", "--seed=1"
     )
@@ -158,6 +147,7 @@ class PretrainTest(parameterized.TestCase):
     self.assertEqual(resumed.returncode, 0, resumed.stderr)
     self.assertRegex(resumed.stderr, "checkpoints/60 is damaged and is passed")
     self.assertIn("Resuming from step 56.", resumed.stdout)
+    self.assertTrue((workdir / "checkpoints" / "60.damaged").exists())
     self.assert_same_run(workdir)
 
   def test_no_whole_checkpoint(self):
@@ -239,9 +229,7 @@ class GenerateTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.folder = pathlib.Path(absltest.get_default_test_tmpdir()) / "generate"
-    shutil.rmtree(cls.folder, ignore_errors=True)
-    cls.folder.mkdir(parents=True)
+    cls.folder = processes.folder(cls)
     cls.workdir = cls.folder / "run"
     text = processes.write_text(cls.folder / "text.txt")
     processes.run(

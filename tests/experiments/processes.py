@@ -4,8 +4,10 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -34,6 +36,13 @@ TINY = (
 )
 
 
+def folder(case):
+  """Returns an empty folder for a test class, removed behind it."""
+  path = tempfile.mkdtemp(prefix="titans_")
+  case.addClassCleanup(shutil.rmtree, path, ignore_errors=True)
+  return pathlib.Path(path)
+
+
 def command(experiment, *args):
   return [sys.executable, "-m", f"experiments.{experiment}", *map(str, args)]
 
@@ -46,10 +55,20 @@ def environment():
   }
 
 
-def run(experiment, *args, **kwargs):
-  """Runs an experiment to its end and returns the finished process."""
+def run(experiment, *args, file_blocks=None):
+  """Runs an experiment to its end and returns the finished process.
+
+  Args:
+    experiment: its name.
+    *args: of the command line.
+    file_blocks: 512-byte blocks that a file may grow to; None: no limit.
+  """
+  arguments = command(experiment, *args)
+  if file_blocks is not None:
+    limited = f'ulimit -f {file_blocks}; exec "$@"'
+    arguments = ["sh", "-c", limited, "sh", *arguments]
   return subprocess.run(
-      command(experiment, *args),
+      arguments,
       capture_output=True,
       cwd=ROOT,
       encoding="utf-8",
@@ -57,7 +76,6 @@ def run(experiment, *args, **kwargs):
       errors="replace",
       timeout=300,
       check=False,
-      **kwargs,
   )
 
 

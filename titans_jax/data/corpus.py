@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import sys
+import zipfile
 
 from absl import logging
 import numpy as np
@@ -125,14 +126,14 @@ def prepare(
   index_hash = _hash_arrays(
       *(array for p in plans for array in (p.pieces, p.offsets))
   )
-  np.savez(
+  _write_index(
       directory / f"index-{sequence_length}-{unit}.npz",
+      content=meta["content"],
+      hash=index_hash,
       train_pieces=plans[0].pieces,
       train_offsets=plans[0].offsets,
       heldout_pieces=plans[1].pieces,
       heldout_offsets=plans[1].offsets,
-      content=meta["content"],
-      hash=index_hash,
   )
   targets = [
       tokens[start + 1 : start + length + 1]
@@ -241,6 +242,17 @@ def _split(starts, lengths, digests, fraction):
 
 def _nonempty(starts, lengths):
   return starts[lengths > 0], lengths[lengths > 0]
+
+
+def _write_index(path: pathlib.Path, **arrays) -> None:
+  """Writes the packing, unless this very one is there."""
+  try:
+    with np.load(path) as saved:
+      if all(saved[name] == arrays[name] for name in ("content", "hash")):
+        return
+  except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    pass  # none yet, or half a one
+  np.savez(path, **arrays)
 
 
 def _first_sequences(plan: packing.Plan, count: int | None) -> packing.Plan:

@@ -123,6 +123,9 @@ class Checkpoints:
   def restore(self, like: step_lib.TrainState) -> Restored | None:
     """Returns the newest whole checkpoint, or None where there is none.
 
+    Damaged ones behind it are put aside as `STEP.damaged`: the run that goes on
+    will save these steps anew.
+
     Args:
       like: a state of the same shapes, whose shardings the result gets.
 
@@ -137,6 +140,7 @@ class Checkpoints:
         self._damaged(step, error)
         continue
       self._last_good = step
+      self._put_aside([other for other in steps if other > step])
       return restored
     if steps:
       raise CheckpointError(
@@ -214,6 +218,14 @@ class Checkpoints:
   def _meta(self, step: int) -> dict[str, Any]:
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
     return self._manager.restore(step, args=args)["meta"]
+
+  def _put_aside(self, steps: list[int]) -> None:
+    for step in steps:
+      aside = self.directory / f"{step}.damaged"
+      shutil.rmtree(aside, ignore_errors=True)
+      (self.directory / str(step)).rename(aside)
+    if steps:
+      self._manager.reload()
 
   def _damaged(self, step: int, error: Exception) -> None:
     logging.warning(

@@ -1,0 +1,69 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The recall experiment through its command line, at its smallest."""
+
+import json
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from tests.experiments import processes
+
+SMALL = (
+    "--config.model.num_layers=1",
+    "--config.model.model_dim=16",
+    "--config.data.batch_size=4",
+)
+
+
+class RecallTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.folder = processes.folder(cls)
+
+  def test_smoke(self):
+    workdir = self.folder / "smoke"
+    args = (
+        f"--workdir={workdir}",
+        "--variants=lmm,transformer",
+        "--smoke",
+        *SMALL,
+    )
+    process = processes.run("recall", *args)
+    self.assertEqual(process.returncode, 0, process.stderr)
+    results = json.loads((workdir / "results.json").read_text())
+    self.assertEqual(list(results), ["lmm", "transformer"])
+    for result in results.values():
+      self.assertLess(result["reach"], result["accuracy"][0]["distance"])
+      for point in result["accuracy"]:
+        self.assertBetween(point["random_filler"], 0, 1)
+        self.assertBetween(point["repeated_filler"], 0, 1)
+    self.assertGreater((workdir / "recall.png").stat().st_size, 5000)
+    with self.subTest("again"):  # reads what is there, trains nothing
+      again = processes.run("recall", *args)
+      self.assertEqual(again.returncode, 0, again.stderr)
+      self.assertNotIn("Compiled the training step", again.stdout)
+      before = {name: result["accuracy"] for name, result in results.items()}
+      results = json.loads((workdir / "results.json").read_text())
+      self.assertEqual(
+          {name: result["accuracy"] for name, result in results.items()}, before
+      )
+
+  @parameterized.parameters(
+      ("--variants=lmm,rnn", "--variants: 'rnn' is none of"),
+      ("--config.data.filler_length=2", "within the .* tokens that attention"),
+      ("--config.data.num_keys=2", "data.num_keys=2 cannot give"),
+  )
+  def test_bad_input(self, argument, message):
+    process = processes.run(
+        "recall", f"--workdir={self.folder / 'bad'}", argument
+    )
+    self.assertEqual(process.returncode, 1)
+    self.assertRegex(process.stderr, message)
+    self.assertNotIn("Traceback", process.stderr)
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,64 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A run's configuration survives files and command lines, and is checked."""
+
+import json
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from titans_jax import memory
+from titans_jax.models import presets
+from titans_jax.training import config
+from titans_jax.training import overlay
+
+
+class RunConfigTest(parameterized.TestCase):
+
+  def make(self, **kwargs):
+    model = presets.tiny(memory=memory.MLP(depth=3, activation="silu"))
+    return config.RunConfig(model=model, **kwargs)
+
+  def test_round_trip_through_json(self):
+    run = self.make(seed=7, train=config.TrainConfig(num_steps=5))
+    self.assertEqual(
+        config.run_config(json.loads(json.dumps(run.to_dict()))), run
+    )
+
+  def test_other_format_version(self):
+    values = self.make().to_dict() | {"format_version": 99}
+    with self.assertRaisesRegex(ValueError, "format version 99"):
+      config.run_config(values)
+
+  def test_overlay_has_every_field(self):
+    values = overlay.run_config_dict(
+        model={"variant": "lmm", "chunk_size": 8, "memory": {"depth": 1}}
+    )
+    run = overlay.run_config(values, 257)
+    self.assertEqual(run.model.vocab_size, 257)
+    self.assertEqual(run.model.memory, memory.MLP(depth=1))
+    values.model.window = 64  # one that may be None takes its type
+    values.model.vocab_size = 300
+    self.assertEqual(overlay.run_config(values, 257).model.vocab_size, 300)
+    with self.assertRaises(TypeError):
+      values.model.window = "wide"
+
+  def test_overlay_names_an_unknown_field(self):
+    with self.assertRaisesRegex(ValueError, "DataConfig has no field 'sauce'"):
+      overlay.run_config_dict(data={"sauce": "builtin"})
+
+  @parameterized.parameters(
+      (config.DataConfig, {"batch_size": 0}, "data.batch_size"),
+      (config.DataConfig, {"heldout_fraction": 1.5}, "heldout_fraction"),
+      (config.OptimizerConfig, {"learning_rate": 0.0}, "learning_rate"),
+      (config.OptimizerConfig, {"warmup_steps": -1}, "warmup_steps"),
+      (config.TrainConfig, {"num_steps": 0}, "train.num_steps"),
+      (config.TrainConfig, {"z_loss": -1.0}, "train.z_loss"),
+  )
+  def test_values_out_of_range(self, section, values, message):
+    with self.assertRaisesRegex(ValueError, message):
+      section(**values)
+
+
+if __name__ == "__main__":
+  absltest.main()
