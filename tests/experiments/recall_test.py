@@ -53,12 +53,12 @@ class RecallTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ("--variants=lmm,rnn", "--variants: 'rnn' is none of"),
-      ("--config.data.filler_length=2", "within the .* tokens that attention"),
+      ("--variants=mac --config.data.filler_length=24", "within the .* tokens that attention"),
       ("--config.data.num_keys=2", "data.num_keys=2 cannot give"),
   )
-  def test_bad_input(self, argument, message):
+  def test_bad_input(self, arguments, message):
     process = processes.run(
-        "recall", f"--workdir={self.folder / 'bad'}", argument
+        "recall", f"--workdir={self.folder / 'bad'}", *arguments.split()
     )
     self.assertEqual(process.returncode, 1)
     self.assertRegex(process.stderr, message)

@@ -37,7 +37,8 @@ def generate(
 ) -> Array:
   """Continues a batch of prompts.
 
-  Time and memory per token do not depend on how many came before.
+  Time and memory per token do not depend on how many came before. While it runs
+  it holds a second copy of the blocks' parameters (`language_model.unstack`).
 
   Args:
     model: the model.
@@ -65,7 +66,7 @@ def generate(
   )
   return _generate_rest(
       model,
-      variables,
+      _unstack(variables),
       logits,
       state,
       rng,
@@ -105,6 +106,7 @@ def stream(
       "top_k": top_k,
       "top_p": top_p,
   }
+  variables = _unstack(variables)
   for i in range(max_new_tokens):
     tokens = np.array(_sample(jax.random.fold_in(rng, i), logits, **options))
     if stop_token is not None:
@@ -178,6 +180,7 @@ def _next_logits(model, variables, tokens, state):
   return logits[:, 0], state
 
 
+_unstack = jax.jit(language_model.unstack)
 _sample = jax.jit(
     sampling.sample, static_argnames=("temperature", "top_k", "top_p")
 )

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -43,17 +44,22 @@ def step(
   """
   mask = token.mask
   if token.starts is not None:
-    state = jax.lax.cond(
-        jnp.any(token.starts),
-        state_lib.start_documents,
-        lambda state, _: state,
-        state,
-        token.starts,
-    )
-  place = jnp.arange(state.chunk_size) == state.count[:, None]
-  if mask is not None:
-    place = place & mask[:, None]
-  written = jnp.where(place, tokens.written, state.open.written)
+    state = _change_rows(state_lib.start_documents, state, token.starts)
+  rows = jnp.arange(state.batch_size)
+
+  def put(new, old):
+    """Puts [B, ...] at old[b, count[b]], without touching the other places."""
+    new = new.astype(old.dtype)
+    if mask is not None:
+      kept = old[rows, state.count]
+      new = jnp.where(mask.reshape(-1, *(1,) * (new.ndim - 1)), new, kept)
+    return old.at[rows, state.count].set(new, unique_indices=True)
+
+  def put_per_head(new, old):  # [B, H, 1, ...] into [B, H, b, ...]
+    put_head = jax.vmap(put, in_axes=1, out_axes=1)
+    return put_head(new[:, :, 0], old)
+
+  written = put(tokens.written[:, 0], state.open.written)
   new = jax.tree.map(
       lambda x: jnp.moveaxis(x, 1, 2), tokens._replace(written=None)
   )
@@ -67,9 +73,6 @@ def step(
       state.chunk_start.weights, new.keys, new.values, params
   )
 
-  def put(new, old):  # [B, H, 1, ...] into [B, H, b, ...]
-    return jnp.where(place[:, None, :, None], new.astype(old.dtype), old)
-
   kept = state.open._replace(written=None)
   added = state_lib.OpenChunk(
       keys=new.keys,
@@ -81,7 +84,17 @@ def step(
       inputs=inputs,
       deltas=deltas,
   )
-  opened = jax.tree.map(put, added, kept)
+  opened = jax.tree.map(put_per_head, added, kept)
+
+  # Where the chunk ends it is read when it has ended, which is the same: so all
+  # reads of W and S come before they are changed, or behind it.
+  count = state.count + (1 if mask is None else mask.astype(jnp.int32))
+  state = dataclasses.replace(
+      state, open=opened._replace(written=written), count=count
+  )
+  state = _change_rows(
+      state_lib.close_rows, state, count == state.chunk_size
+  )
 
   def read_head(carry, opened, written, queries, params):
     coefficients, _ = state_lib.end_coefficients(opened, written)
@@ -96,28 +109,53 @@ def step(
         queries,
     )
 
-  every_head = jnp.broadcast_to(
-      written[:, None], (written.shape[0], state.num_heads, state.chunk_size)
+  opened = state.open._replace(written=None)
+  written = jnp.broadcast_to(
+      state.open.written[:, None],
+      (state.batch_size, state.num_heads, state.chunk_size),
   )
   outputs = _per_head(read_head)(
-      state.chunk_start, opened, every_head, new.queries, params
+      state.chunk_start, opened, written, new.queries, params
   )
   outputs, loss = jnp.moveaxis(outputs, 2, 1), jnp.moveaxis(loss, 2, 1)
   if mask is not None:
     outputs = jnp.where(mask[:, None, None, None], outputs, 0)
-  count = state.count + (1 if mask is None else mask.astype(jnp.int32))
-  state = dataclasses.replace(
-      state, open=opened._replace(written=written), count=count
-  )
-  full = count == state.chunk_size
-  state = jax.lax.cond(
-      jnp.any(full),
-      state_lib.close_rows,
-      lambda state, _: state,
-      state,
-      full,
-  )
   return outputs, loss, state
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _change_rows(change, state: MemoryState, rows: Array) -> MemoryState:
+  """Returns change(state, rows) if any of the rows [B] is True, else the state.
+
+  As a loop that runs once or not at all: it leaves an unchanged state where it
+  is, while a conditional's other branch would copy it at every token.
+  """
+
+  def body(carry):
+    _, chunk_start, opened, count = carry
+    now = dataclasses.replace(
+        state, chunk_start=chunk_start, open=opened, count=count
+    )
+    now = change(now, rows)
+    return jnp.zeros((), bool), now.chunk_start, now.open, now.count
+
+  carry = (jnp.any(rows), state.chunk_start, state.open, state.count)
+  _, chunk_start, opened, count = jax.lax.while_loop(
+      lambda carry: carry[0], body, carry
+  )
+  return dataclasses.replace(
+      state, chunk_start=chunk_start, open=opened, count=count
+  )
+
+
+@_change_rows.defjvp
+def _change_rows_jvp(change, primals, tangents):
+  def branch(state, rows):  # a loop cannot be differentiated backwards
+    return jax.lax.cond(
+        jnp.any(rows), change, lambda state, _: state, state, rows
+    )
+
+  return jax.jvp(branch, primals, tangents)
 
 
 def read_weights(

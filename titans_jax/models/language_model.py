@@ -296,11 +296,10 @@ class TitansLM(nn.Module):
 
   def _step(self, x, state, token, document, update_memory):
     """One token a row. Unrolled over blocks: a scan would copy every state."""
-    stacked = self.blocks.variables["params"]
+    params_of = _by_layer(self.blocks.variables["params"], len(state))
     block = blocks.Block(self.config, parent=None)
     states, gauges = [], []
-    for layer, block_state in enumerate(state):
-      params = jax.tree.map(lambda p, i=layer: p[i], stacked)
+    for params, block_state in zip(params_of, state, strict=True):
       x, block_state, gauge = block.apply(
           {"params": params}, x, block_state, token, document, update_memory
       )
@@ -318,6 +317,28 @@ class TitansLM(nn.Module):
         embedding,
         preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
     )
+
+
+def unstack(variables):
+  """Returns variables for one-token calls, with every layer's parameters apart.
+
+  A step that finds them stacked copies each layer's out of the stack first.
+  """
+  params = dict(variables["params"])
+  layers = jax.tree.leaves(params["blocks"])[0].shape[0]
+  params["blocks"] = {
+      str(i): layer for i, layer in enumerate(_by_layer(params["blocks"], layers))
+  }
+  return {**variables, "params": params}
+
+
+def _by_layer(params, num_layers: int):
+  """Returns the parameters of every block, stacked or unstacked."""
+  if "0" in params:
+    return [params[str(i)] for i in range(num_layers)]
+  return [
+      jax.tree.map(lambda p, i=i: p[i], params) for i in range(num_layers)
+  ]
 
 
 def _document_starts(ids, document, mask):
