@@ -77,8 +77,10 @@ def main(argv) -> None:
       new = inference.stream(model, variables, jnp.asarray(padded), **arguments)
       _stream(tokenizer, (int(tokens[0]) for tokens in new))
       return
-    new = inference.generate(model, variables, jnp.asarray(padded), **arguments)
-    for text, tokens in zip(texts, np.asarray(new)):
+    rows = inference.generate(
+        model, variables, jnp.asarray(padded), **arguments
+    )
+    for text, tokens in zip(texts, np.asarray(rows)):
       _write(text + tokenizer.decode(tokens) + b"\n---\n")
 
 

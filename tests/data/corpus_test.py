@@ -56,7 +56,8 @@ class CorpusTest(parameterized.TestCase):
     trained = b"".join(self.text_of(corpus, corpus.train))
     self.assertFalse(any(t.encode() in trained for t in held if len(t) > 12))
     self.assertEqual(
-        corpus.heldout_bytes, sum(map(len, self.text_of(corpus, corpus.heldout)))
+        corpus.heldout_bytes,
+        sum(map(len, self.text_of(corpus, corpus.heldout))),
     )
 
   def test_split_of_one_document_is_its_tail(self):
@@ -141,13 +142,15 @@ class BatchesTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 2)
   def test_heldout_holds_everything_once(self, count):
-    targets = np.concatenate([
-        batch["targets"]
-        for i in range(count)
-        for batch in data.heldout_batches(
-            self.corpus, batch_size=8, process_index=i, process_count=count
-        )
-    ])
+    targets = np.concatenate(
+        [
+            batch["targets"]
+            for i in range(count)
+            for batch in data.heldout_batches(
+                self.corpus, batch_size=8, process_index=i, process_count=count
+            )
+        ]
+    )
     self.assertEqual((targets >= 0).sum(), self.corpus.heldout.num_tokens)
 
   def test_batch_size_and_processes(self):

@@ -24,7 +24,9 @@ class SourcesTest(parameterized.TestCase):
 
   def test_a_text_file_is_one_document_whatever_its_bytes(self):
     content = b"not \xff\xfe UTF-8\n\x00"
-    self.assertEqual(list(sources.documents(self.write("a.txt", content))), [content])
+    self.assertEqual(
+        list(sources.documents(self.write("a.txt", content))), [content]
+    )
 
   def test_globs_are_read_in_order(self):
     self.write("b.txt", b"second")
@@ -35,7 +37,9 @@ class SourcesTest(parameterized.TestCase):
   def test_json_lines(self):
     rows = [json.dumps({"text": text}) for text in ("one", "tw\u00f6")]
     path = self.write("a.jsonl", "\n\n".join(rows).encode())
-    self.assertEqual(list(sources.documents(path)), [b"one", "tw\u00f6".encode()])
+    self.assertEqual(
+        list(sources.documents(path)), [b"one", "tw\u00f6".encode()]
+    )
 
   def test_array_record(self):
     from array_record.python import array_record_module

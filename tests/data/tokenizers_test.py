@@ -22,7 +22,9 @@ def write_tokenizer(folder, special=("<|endoftext|>",)):
       special_tokens=list(special),
       initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(),
   )
-  tokenizer.train_from_iterator(["the memory learns while it reads"] * 9, trainer)
+  tokenizer.train_from_iterator(
+      ["the memory learns while it reads"] * 9, trainer
+  )
   path = pathlib.Path(folder) / "tokenizer.json"
   tokenizer.save(str(path))
   return str(path)

@@ -60,7 +60,9 @@ class RecallTest(parameterized.TestCase):
     behind = self.batch["tokens"][:, 2 * self.data.num_pairs :]
     low, high = self.data.num_keys, self.data.num_keys + self.data.num_values
     self.assertFalse(((behind >= low) & (behind < high)).any())
-    self.assertEqual((self.batch["targets"] >= 0).sum(), 6 * self.data.num_pairs)
+    self.assertEqual(
+        (self.batch["targets"] >= 0).sum(), 6 * self.data.num_pairs
+    )
 
   def test_pairs_lie_out_of_reach(self):
     for variant in ("lmm", "mac", "mag", "mal", "transformer"):

@@ -40,9 +40,7 @@ class PretrainTest(parameterized.TestCase):
     return target
 
   def assert_same_run(self, workdir):
-    self.assertEqual(
-        processes.curve(workdir), processes.curve(self.whole)
-    )
+    self.assertEqual(processes.curve(workdir), processes.curve(self.whole))
     jax.tree.map(
         np.testing.assert_array_equal,
         processes.params(workdir),

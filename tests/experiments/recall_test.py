@@ -53,7 +53,10 @@ class RecallTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ("--variants=lmm,rnn", "--variants: 'rnn' is none of"),
-      ("--variants=mac --config.data.filler_length=24", "within the .* tokens that attention"),
+      (
+          "--variants=mac --config.data.filler_length=24",
+          "within the .* tokens that attention",
+      ),
       ("--config.data.num_keys=2", "data.num_keys=2 cannot give"),
   )
   def test_bad_input(self, arguments, message):

@@ -22,7 +22,9 @@ def _reference(layer, variables, x, prefix):
   length = x.shape[1]
   places = jnp.arange(length)[None]
   scores = jnp.einsum(
-      "bthd,bshd->bhts", bound.rotate(queries, places), bound.rotate(keys, places)
+      "bthd,bshd->bhts",
+      bound.rotate(queries, places),
+      bound.rotate(keys, places),
   )
   behind = jnp.arange(length)[:, None] - jnp.arange(length)
   scores = jnp.where((behind >= 0) & (behind < layer.window), scores, -jnp.inf)
@@ -115,10 +117,12 @@ class RotaryTest(parameterized.TestCase):
     frequencies = 10_000.0 ** -(np.arange(0, 64, 2) / 64)
     angle = position * frequencies
     first, second = np.split(x[0, 0, 0].astype(np.float64), 2)
-    expected = np.concatenate([
-        first * np.cos(angle) - second * np.sin(angle),
-        second * np.cos(angle) + first * np.sin(angle),
-    ])
+    expected = np.concatenate(
+        [
+            first * np.cos(angle) - second * np.sin(angle),
+            second * np.cos(angle) + first * np.sin(angle),
+        ]
+    )
     np.testing.assert_allclose(actual[0, 0, 0], expected, atol=2e-3)
 
   def test_scores_depend_on_the_distance_alone(self):
@@ -126,7 +130,9 @@ class RotaryTest(parameterized.TestCase):
     scores = []
     for first in (0, 123_456_789):
       at = lambda p: jnp.array([[p]], jnp.int32)
-      rotated = rotary.rotate(q, at(first + 7), 1e4), rotary.rotate(k, at(first), 1e4)
+      rotated = rotary.rotate(q, at(first + 7), 1e4), rotary.rotate(
+          k, at(first), 1e4
+      )
       scores.append(jnp.sum(rotated[0] * rotated[1]))
     np.testing.assert_allclose(*scores, atol=1e-6)
 

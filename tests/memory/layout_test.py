@@ -42,7 +42,9 @@ class AlignTest(parameterized.TestCase):
     starts = np.zeros((batch, length), bool)
     if with_documents:
       starts[:, ::unit] = rng.uniform(size=starts[:, ::unit].shape) < 0.5
-    offset = rng.integers(unit, size=batch) if with_state else np.zeros(batch, int)
+    offset = (
+        rng.integers(unit, size=batch) if with_state else np.zeros(batch, int)
+    )
     layout = layout_lib.align(
         (batch, length),
         unit,

@@ -47,7 +47,9 @@ class MLPTest(parameterized.TestCase):
     weights = net.init(jax.random.key(0), num_heads=1, head_dim=64)
     keys = jax.random.normal(jax.random.key(1), (500, 64))
     keys /= jnp.linalg.norm(keys, axis=-1, keepdims=True)
-    self.assertAlmostEqual(float(jnp.std(keys @ weights[0][0])), 1.0, delta=0.05)
+    self.assertAlmostEqual(
+        float(jnp.std(keys @ weights[0][0])), 1.0, delta=0.05
+    )
 
   def test_without_norm_the_learning_rate_shrinks_with_the_chunk(self):
     net = memory.MLP(norm=False)

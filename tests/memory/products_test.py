@@ -53,11 +53,11 @@ class ProductsTest(parameterized.TestCase):
     a, b = jnp.ones((8, 8), jnp.float32), jnp.ones((8, 8), jnp.float32)
     loss = lambda a, b: jnp.sum(products.matmul(a, b, jnp.bfloat16) ** 2)
     text = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(a, b))
-    operands = [
-        line for line in text.splitlines() if "dot_general" in line
-    ]
+    operands = [line for line in text.splitlines() if "dot_general" in line]
     self.assertNotEmpty(operands)
-    self.assertEqual(text.count("preferred_element_type=float32"), len(operands))
+    self.assertEqual(
+        text.count("preferred_element_type=float32"), len(operands)
+    )
     self.assertNotRegex(text, r"dot_general\[[^]]*\] \w+:f32")
 
 

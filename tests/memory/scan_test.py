@@ -9,8 +9,8 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tests.memory import testing
 
+from tests.memory import testing
 from titans_jax import memory
 from titans_jax.memory import chunk as chunk_lib
 from titans_jax.memory import reference
@@ -92,7 +92,8 @@ class ScanTest(parameterized.TestCase):
     # The recurrence's own W and S, not those rebuilt from the open chunk.
     inputs = testing.make_inputs(MLP(expansion=2), mask=True)
     tokens = tokens_lib.make_tokens(
-        inputs.net, *(inputs.tokens[k] for k in ("queries", "keys", "values", "gates"))
+        inputs.net,
+        *(inputs.tokens[k] for k in ("queries", "keys", "values", "gates")),
     )
     _, carry = reference.recurrence(
         chunk_lib.Rule(inputs.net),
@@ -111,7 +112,9 @@ class ScanTest(parameterized.TestCase):
     inputs = testing.make_inputs(net, **kwargs)
     length = inputs.tokens["keys"].shape[1]
     outputs, state = inputs.run()
-    cuts = [0, 4, 5, 8, length] if kwargs.get("resets") else [0, 3, 4, 10, length]
+    cuts = (
+        [0, 4, 5, 8, length] if kwargs.get("resets") else [0, 3, 4, 10, length]
+    )
     # When the pieces are read one after another
     pieces, piecewise = [], inputs.state
     for first, last in zip(cuts[:-1], cuts[1:]):
@@ -129,9 +132,13 @@ class ScanTest(parameterized.TestCase):
     inputs = testing.make_inputs(net, **kwargs)
 
     def split(state, tokens, params):
-      first, state = inputs.call("xla", state, testing.cut(tokens, 0, 8), params)
+      first, state = inputs.call(
+          "xla", state, testing.cut(tokens, 0, 8), params
+      )
       one, state = inputs.call("xla", state, testing.cut(tokens, 8, 9), params)
-      rest, state = inputs.call("xla", state, testing.cut(tokens, 9, 11), params)
+      rest, state = inputs.call(
+          "xla", state, testing.cut(tokens, 9, 11), params
+      )
       return jnp.concatenate([first, one, rest], axis=1), state
 
     whole = functools.partial(inputs.call, "xla")
@@ -193,7 +200,9 @@ class ScanTest(parameterized.TestCase):
     alone, alone_state = inputs.run(tokens=row)
     testing.assert_close(outputs[1, 8:], alone[1], 1e-10)
     testing.assert_close(
-        [w[1] for w in state.weights], [w[1] for w in alone_state.weights], 1e-10
+        [w[1] for w in state.weights],
+        [w[1] for w in alone_state.weights],
+        1e-10,
     )
 
   def test_packed_tokens_are_not_moved(self):

@@ -39,7 +39,6 @@ class Inputs:
         implementation=implementation,
     )
 
-
   def run(self, **arguments):
     """Calls `memory.scan` compiled: eager calls compile every operation."""
     own = {"state": self.state, "tokens": self.tokens, "params": self.params}
@@ -113,7 +112,9 @@ def cut(tokens, first, last):
 
 def floats(tree):
   """Returns the leaves that have a derivative."""
-  return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+  return [
+      x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)
+  ]
 
 
 def assert_close(actual, expected, tolerance):

@@ -140,7 +140,14 @@ class Properties:
 
   def test_packed_documents_are_the_documents_alone(self):
     ids = jnp.zeros((BATCH, LENGTH), jnp.int32)
-    ids = ids.at[0, UNIT:].set(1).at[0, 2 * UNIT :].set(2).at[1, 2 * UNIT :].set(5)
+    ids = (
+        ids.at[0, UNIT:]
+        .set(1)
+        .at[0, 2 * UNIT :]
+        .set(2)
+        .at[1, 2 * UNIT :]
+        .set(5)
+    )
     mask = self.all_real.at[0, UNIT - 3 : UNIT].set(False)
     mask = mask.at[1, 2 * UNIT - 5 : 2 * UNIT].set(False)
     logits, state = self._read_packed(self.variables, self.tokens, mask, ids)
@@ -179,7 +186,9 @@ class Properties:
     first, middle = read(
         self.tokens[:, here], self.start, mask[:, here], ids[:, here]
     )
-    second, last = read(self.tokens[:, there], middle, mask[:, there], ids[:, there])
+    second, last = read(
+        self.tokens[:, there], middle, mask[:, there], ids[:, there]
+    )
     assert_close(first[:, : UNIT - 3], logits[:, : UNIT - 3], 1e-9)
     assert_close(second, logits[:, UNIT:], 1e-9)
     assert_close(last, state, 1e-9)

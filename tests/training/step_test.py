@@ -144,9 +144,7 @@ class ConfigTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "=24 is not a multiple of 16"):
       config_lib.RunConfig(model, config_lib.DataConfig(sequence_length=24))
     with self.assertRaisesRegex(ValueError, "batch_size=8 is not a multiple"):
-      config_lib.RunConfig(
-          model, train=config_lib.TrainConfig(accumulation=3)
-      )
+      config_lib.RunConfig(model, train=config_lib.TrainConfig(accumulation=3))
 
   def test_round_trip_and_format_version(self):
     run = config_lib.RunConfig(titans.presets.tiny(variant="mag"))

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import sys
+from typing import Any
 import zipfile
 
 from absl import logging
@@ -151,6 +152,7 @@ def prepare(
 
 def _origin(source: str, tokenizer: tokenizers.Tokenizer) -> dict:
   """Returns what tells whether the tokens on disk are up to date."""
+  files: list[list[Any]]
   if source == "builtin":
     files = [["builtin", sys.version]]
   else:

@@ -77,7 +77,7 @@ def plan(
   # Longest first; the first token breaks ties, so that the plan is unique.
   rests.sort(key=lambda piece: (-piece[1], piece[0]))
   # (free places, sequence), sorted: the tightest fit is found by bisection.
-  free = []
+  free: list[tuple[int, int]] = []
   for first, length in rests:
     places = -(-length // unit) * unit
     at = bisect.bisect_left(free, (places, -1))

@@ -92,12 +92,12 @@ def _builtin() -> Iterator[bytes]:
   """
   from pydoc_data import topics  # pylint: disable=g-import-not-at-top
 
-  seen = set()
+  seen: set[str] = set()
   by_length = sorted(topics.topics.items(), key=lambda x: (-len(x[1]), x[0]))
   for _, text in by_length:
     paragraphs = [p for p in text.split("\n\n") if p.strip()]
     fresh = [p for p in paragraphs if " ".join(p.split()) not in seen]
     seen.update(" ".join(p.split()) for p in paragraphs)
-    fresh = "\n\n".join(fresh)
-    if 2 * len(fresh) > len(text):
-      yield fresh.encode("utf-8")
+    rest = "\n\n".join(fresh)
+    if 2 * len(rest) > len(text):
+      yield rest.encode("utf-8")

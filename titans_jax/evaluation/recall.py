@@ -185,7 +185,7 @@ class RecallTask:
     return self._measure(params, data, repeated)["correct"]
 
   def _measure(self, params, data, repeated, batches=8) -> dict[str, float]:
-    totals = {}
+    totals: dict[str, float] = {}
     for i in range(batches):
       rng = np.random.default_rng((self._seed, _EVAL_STREAM + i))
       batch = make_batch(data, rng, repeated=repeated)

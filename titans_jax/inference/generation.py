@@ -139,20 +139,20 @@ def prefill(
   Returns:
     Logits [B, V], and the state.
   """
-  prompts = np.asarray(prompts, np.int32)
-  batch, size = prompts.shape
-  lengths = np.full(batch, size) if lengths is None else np.asarray(lengths)
+  text = np.asarray(prompts, np.int32)
+  batch, size = text.shape
+  ends = np.full(batch, size) if lengths is None else np.asarray(lengths)
   if state is None:
     state = model.init_state(variables, batch_size=batch)
-  model.check_room(state, int(lengths.max()) + reserve)
+  model.check_room(state, int(ends.max()) + reserve)
   piece = min(_PIECE, 1 << (size - 1).bit_length())
-  mask = np.arange(size) < lengths[:, None]
-  logits = None
+  mask = np.arange(size) < ends[:, None]
+  logits: Any = None
   for first in range(0, size, piece):
     tokens = np.zeros((batch, piece), np.int32)
     here = np.zeros((batch, piece), bool)
     width = min(piece, size - first)
-    tokens[:, :width] = prompts[:, first : first + width]
+    tokens[:, :width] = text[:, first : first + width]
     here[:, :width] = mask[:, first : first + width]
     model.check_tokens(np.where(here, tokens, 0))
     if logits is not None and not here.any():

@@ -105,7 +105,6 @@ class NeuralMemory(nn.Module):
     normalize_values: RMS-normalises v.
     conv_size: taps of the convolutions on q, k and v; 0: none.
     checkpoint_every: chunks per group of the backward pass, or None.
-    implementation: as in `memory.scan`.
     dtype: of the computation; state and gates stay in at least float32.
     param_dtype: of the parameters.
     out_scale: scale of the output projection's initial deviation.
@@ -126,7 +125,6 @@ class NeuralMemory(nn.Module):
   normalize_values: bool = True
   conv_size: int = 4
   checkpoint_every: int | None = None
-  implementation: str = "auto"
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
   out_scale: float = 1.0
@@ -214,12 +212,12 @@ class NeuralMemory(nn.Module):
       count = state.memory.count
     if length == 1 and count is not None:
       layout_lib.check_starts(resets, self.chunk_size)
-      layout = layout_lib.token(
+      token = layout_lib.token(
           None if mask is None else mask[:, 0],
           None if resets is None else resets[:, 0],
           count,
       )
-      y, state, _ = self.apply_aligned(x, state, layout, update_memory)
+      y, state, _ = self.apply_aligned(x, state, token, update_memory)
       return y if mask is None else jnp.where(mask[..., None], y, 0), state
     layout = layout_lib.align(
         (batch, length),
@@ -293,7 +291,6 @@ class NeuralMemory(nn.Module):
         self.net_params,
         layout,
         checkpoint_every=self.checkpoint_every,
-        implementation=self.implementation,
     )
     gauges = self.gauges(tokens, loss, memory.chunk_start, layout.mask)
     return (
@@ -403,15 +400,9 @@ class NeuralMemory(nn.Module):
     logits = self.gates(x)
     logits = logits.reshape(*x.shape[:-1], self.num_heads, sum(sizes))
     gates = jax.nn.sigmoid(logits)
-    forget, rate, momentum = jnp.split(
+    alpha, rate, momentum = jnp.split(
         gates, [sizes[0], sizes[0] + sizes[1]], axis=-1
     )
-    if self.forget == "none":
-      forget = None
-    elif self.forget == "channel":
-      widths = [d_out for _, d_out in self.net.layer_shapes(self.head_dim)]
-      ends = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
-      forget = tuple(jnp.split(forget, ends, axis=-1))
     max_rate = self.max_learning_rate
     if max_rate is None:
       max_rate = self.net.max_learning_rate(self.head_dim, self.chunk_size)
@@ -419,8 +410,15 @@ class NeuralMemory(nn.Module):
     def every_layer(gate):  # one value holds for all layers
       return gate if self.gates_per_layer else gate[..., 0]
 
+    forget: Any = None
+    if self.forget == "token":
+      forget = every_layer(alpha)
+    elif self.forget == "channel":
+      widths = [d_out for _, d_out in self.net.layer_shapes(self.head_dim)]
+      ends = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
+      forget = tuple(jnp.split(alpha, ends, axis=-1))
     return memory_lib.Gates(
-        forget=every_layer(forget) if self.forget == "token" else forget,
+        forget=forget,
         learning_rate=every_layer(max_rate * rate),
         momentum=every_layer(momentum) if self.momentum else None,
     )

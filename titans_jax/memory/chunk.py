@@ -229,9 +229,9 @@ def apply_update(
     a, delta = inputs[layer], deltas[layer]
     w = c.weights * carry.weights[layer]
     w -= products.matmul_tn(a, c.gradients * delta, options.dtype)
-    if last_s is not None:
+    if carry.momentum is not None and last_s is not None:
       s = carry.momentum[layer]
-      w += c.momentum * s
+      w += jnp.asarray(c.momentum) * s
       update = products.matmul_tn(
           a, last_s.gradients[:, None] * delta, options.dtype
       )

@@ -22,7 +22,7 @@ Array = jax.Array
 Gates = tokens_lib.Gates
 MemoryState = state_lib.MemoryState
 
-IMPLEMENTATIONS = ("auto", "xla", "pallas", "reference")
+IMPLEMENTATIONS = ("auto", "xla", "reference")
 
 
 def scan(
@@ -71,8 +71,8 @@ def scan(
       number.
     dtype: dtype of the products' operands ("bfloat16" on accelerators); sums,
       gates and state stay in at least float32. None: as the arrays come.
-    implementation: "auto", "xla", "pallas" or "reference" (token by token, the
-      oracle that the others are tested against).
+    implementation: "xla" (`jax.lax.scan` over chunks), "reference" (token by
+      token, the oracle that it is tested against), or "auto", which is "xla".
 
   Returns:
     Outputs [B, T, H, D] in at least float32, and the state after the last
@@ -124,7 +124,6 @@ def scan(
       params,
       layout,
       checkpoint_every=checkpoint_every,
-      implementation=implementation,
   )
   return layout.restore(outputs), state
 

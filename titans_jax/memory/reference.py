@@ -29,7 +29,7 @@ class _Carry(NamedTuple):
   start: chunk_lib.Carry
   now: chunk_lib.Carry
   tokens: Any
-  count: Array
+  num_open: Array
 
 
 def recurrence(
@@ -63,7 +63,7 @@ def recurrence(
       start=state.chunk_start,
       now=state.current(),
       tokens=buffers,
-      count=jnp.broadcast_to(state.count[:, None], (batch, num_heads)),
+      num_open=jnp.broadcast_to(state.count[:, None], (batch, num_heads)),
   )
 
   def per_head(carry, initial, tokens, mask, resets, params):
@@ -87,13 +87,13 @@ def _token(options, params, initial, carry, token, real, reset):
   """One token of one head: everything that equations 12 to 15 say."""
   chunk_size = carry.tokens.keys.shape[0]
   empty = jax.tree.map(jnp.zeros_like, carry.tokens)
-  begin = _Carry(initial, initial, empty, jnp.zeros_like(carry.count))
+  begin = _Carry(initial, initial, empty, jnp.zeros_like(carry.num_open))
   carry = _where(reset & real, begin, carry)
   if options.gates_per_chunk:
     first = jax.tree.map(lambda x: x[0], carry.tokens)
     gates = ("forget", "learning_rate", "momentum")
     token = _where(
-        carry.count > 0,
+        carry.num_open > 0,
         token._replace(**{name: getattr(first, name) for name in gates}),
         token,
     )
@@ -118,13 +118,13 @@ def _token(options, params, initial, carry, token, real, reset):
   )
   output = _apply(options, params, now.weights, token.queries)
   seen = jax.tree.map(
-      lambda old, new: old.at[carry.count].set(new),
+      lambda old, new: old.at[carry.num_open].set(new),
       carry.tokens,
       token._replace(queries=None),
   )
-  after = _Carry(carry.start, now, seen, carry.count + 1)
-  closed = _Carry(now, now, empty, jnp.zeros_like(carry.count))
-  after = _where(after.count == chunk_size, closed, after)
+  after = _Carry(carry.start, now, seen, carry.num_open + 1)
+  closed = _Carry(now, now, empty, jnp.zeros_like(carry.num_open))
+  after = _where(after.num_open == chunk_size, closed, after)
   return _where(real, after, carry), jnp.where(real, output, 0)
 
 
@@ -155,7 +155,7 @@ def scan(
   """Returns the recurrence's outputs and its carry as a `MemoryState`."""
   layout_lib.check_starts(resets, state.chunk_size)
   outputs, carry = recurrence(options, state, tokens, params, mask, resets)
-  count = carry.count[:, 0]
+  count = carry.num_open[:, 0]
   filled = jnp.arange(state.chunk_size)[None] < count[:, None]
   seen = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2), carry.tokens)
   places = layout_lib.Layout(

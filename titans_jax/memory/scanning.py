@@ -28,7 +28,6 @@ def scan_aligned(
     layout: layout_lib.Layout,
     *,
     checkpoint_every: int | None = None,
-    implementation: str = "auto",
 ) -> tuple[Array, Array, MemoryState]:
   """Scans aligned tokens, leaves [B, A, H, ...], from a state to a state.
 
@@ -50,7 +49,6 @@ def scan_aligned(
       closes=layout.closed(size),
       resets=layout.resets(size),
       checkpoint_every=checkpoint_every,
-      implementation=implementation,
   )
   state = state_lib.with_open(
       options, params, carry, state.initial, tokens, layout, size
@@ -78,7 +76,6 @@ def scan_chunks(
     closes: Array | None,
     resets: Array | None,
     checkpoint_every: int | None = None,
-    implementation: str = "auto",
 ) -> tuple[Array, Array, chunk_lib.Carry]:
   """Threads (W, S) through whole chunks.
 
@@ -92,7 +89,6 @@ def scan_chunks(
     closes: bool [B, A / b] or None, as in `chunk.Chunk`.
     resets: bool [B, A / b] or None.
     checkpoint_every: chunks per group of the backward pass.
-    implementation: "auto", "xla" or "pallas".
 
   Returns:
     Outputs [B, A, H, D], inner losses [B, A, H], and the carry at the end.
@@ -122,10 +118,6 @@ def scan_chunks(
       params=jax.tree.map(lambda p: p[None], params),
       initial=None if resets is None else initial,
   )
-  if implementation == "pallas":
-    raise NotImplementedError(
-        "implementation='pallas' has no kernel yet; use 'auto' or 'xla'."
-    )
   carry, (outputs, loss) = lax_scan(
       functools.partial(chunk_lib.step, options),
       carry,

@@ -92,9 +92,7 @@ def step(
   state = dataclasses.replace(
       state, open=opened._replace(written=written), count=count
   )
-  state = _change_rows(
-      state_lib.close_rows, state, count == state.chunk_size
-  )
+  state = _change_rows(state_lib.close_rows, state, count == state.chunk_size)
 
   def read_head(carry, opened, written, queries, params):
     coefficients, _ = state_lib.end_coefficients(opened, written)

@@ -49,7 +49,6 @@ class TitansConfig:
     tie_embeddings: whether the output projection is the embedding's transpose.
     remat: whether the backward pass recomputes each block's activations.
     checkpoint_every: chunks per group in the memory's backward pass, or None.
-    implementation: of the memory's scan, as in `memory.scan`.
     dtype: of the computation: "bfloat16", "float32" or "float64". Memory state,
       gates, norms' sums and the loss stay in at least float32.
     param_dtype: of the parameters.
@@ -81,7 +80,6 @@ class TitansConfig:
   tie_embeddings: bool = True
   remat: bool = False
   checkpoint_every: int | None = None
-  implementation: str = "auto"
   dtype: str = "float32"
   param_dtype: str = "float32"
 

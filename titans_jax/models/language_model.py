@@ -182,9 +182,10 @@ class TitansLM(nn.Module):
     """
     if batch_size < 1:
       raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    return self.apply(
+    state: Any = self.apply(
         variables, batch_size=batch_size, method=self._initial_state
     )
+    return state
 
   def check_tokens(self, tokens: Array) -> None:
     """Raises ValueError for concrete tokens outside the vocabulary."""
@@ -327,7 +328,8 @@ def unstack(variables):
   params = dict(variables["params"])
   layers = jax.tree.leaves(params["blocks"])[0].shape[0]
   params["blocks"] = {
-      str(i): layer for i, layer in enumerate(_by_layer(params["blocks"], layers))
+      str(i): layer
+      for i, layer in enumerate(_by_layer(params["blocks"], layers))
   }
   return {**variables, "params": params}
 
@@ -336,9 +338,7 @@ def _by_layer(params, num_layers: int):
   """Returns the parameters of every block, stacked or unstacked."""
   if "0" in params:
     return [params[str(i)] for i in range(num_layers)]
-  return [
-      jax.tree.map(lambda p, i=i: p[i], params) for i in range(num_layers)
-  ]
+  return [jax.tree.map(lambda p, i=i: p[i], params) for i in range(num_layers)]
 
 
 def _document_starts(ids, document, mask):

@@ -87,7 +87,7 @@ class _Carry(NamedTuple):
 class _Segment(NamedTuple):
   """One segment's share of what is computed for all segments at once."""
 
-  index: Array
+  number: Array
   x: Array
   recall_queries: Array
   queries: Array
@@ -158,7 +158,7 @@ class MemoryAsContext(nn.Module):
       )
     starts = layout.resets(length)
     segments = _Segment(
-        index=jnp.arange(count),
+        number=jnp.arange(count),
         x=fold(x),
         recall_queries=fold(recall_queries),
         queries=fold(queries),
@@ -323,7 +323,6 @@ def _run_segment(
       closes=part.closed(config.chunk_size),
       resets=None,
       checkpoint_every=config.checkpoint_every or chunks,
-      implementation=config.implementation,
   )
   m = memory.output(outputs, y)
   segment_start = new.weights
@@ -357,11 +356,11 @@ def _segment_layout(
   """Returns one segment's layout, and the tokens of its rows' open chunks."""
   offset, end, count = None, None, state.memory.memory.count
   if layout.offset is not None:
-    offset = jnp.where(segment.index == 0, layout.offset, 0)
-    count = jnp.where(segment.index == 0, count, 0)
+    offset = jnp.where(segment.number == 0, layout.offset, 0)
+    count = jnp.where(segment.number == 0, count, 0)
   if layout.end is not None:
     least = 0 if offset is None else offset
-    end = jnp.clip(layout.end - segment.index * length, least, length)
+    end = jnp.clip(layout.end - segment.number * length, least, length)
   part = Layout(
       mask=segment.mask,
       starts=None,

@@ -1,0 +1,3 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Configurations of the experiments, a file each."""

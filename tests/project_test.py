@@ -1,0 +1,166 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The project's files agree with the tree, and imports point one way."""
+
+import ast
+import configparser
+import glob
+import pathlib
+import re
+import sys
+import types
+
+from absl.testing import absltest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# Where a package's name on the index is not that of its module.
+_DISTRIBUTIONS = {
+    "absl": "absl_py",
+    "orbax": "orbax_checkpoint",
+    "tensorboardX": "tensorboardx",
+}
+
+# What each may import of the project. experiments -> ... -> memory.
+_BELOW = {
+    "memory": set(),
+    "layers": {"memory"},
+    "models": {"layers", "memory"},
+    "data": set(),
+    "training": {"data", "layers", "memory", "models"},
+    "inference": {"layers", "memory", "models"},
+    "evaluation": {
+        "data",
+        "inference",
+        "layers",
+        "memory",
+        "models",
+        "training",
+    },
+}
+
+
+def sources():
+  for folder in ("titans_jax", "experiments", "tests"):
+    yield from sorted((ROOT / folder).rglob("*.py"))
+
+
+def imports(path):
+  """Returns the dotted names that a file imports from outside its package."""
+  names = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom) and not node.level:
+      names |= {f"{node.module}.{alias.name}" for alias in node.names}
+  return names
+
+
+def targets():
+  """Runs BUILD with its rules as recorders and returns {name: arguments}."""
+  found = {}
+
+  def record(name, **kwargs):
+    found[name] = types.SimpleNamespace(
+        srcs=kwargs["srcs"], deps=kwargs.get("deps", [])
+    )
+
+  def find(patterns, exclude=()):
+    def match(patterns):
+      return {
+          path
+          for pattern in patterns
+          for path in glob.glob(pattern, root_dir=ROOT, recursive=True)
+      }
+
+    return sorted(match(patterns) - match(exclude))
+
+  names = {rule: record for rule in ("py_library", "py_binary", "py_test")}
+  names["glob"] = find
+  for ignored in ("load", "package", "licenses", "exports_files"):
+    names[ignored] = lambda *args, **kwargs: None
+  exec((ROOT / "BUILD").read_text(), names)  # pylint: disable=exec-used
+  return found
+
+
+class ProjectTest(absltest.TestCase):
+
+  def test_build_holds_every_file(self):
+    listed = {src for target in targets().values() for src in target.srcs}
+    on_disk = {str(path.relative_to(ROOT)) for path in sources()}
+    self.assertEqual(listed, on_disk)
+
+  def test_build_names_the_imports(self):
+    libraries = {
+        name: target
+        for name, target in targets().items()
+        if name in _BELOW or name == "experiments"
+    }
+    self.assertLen(libraries, len(_BELOW) + 1)
+    for name, target in libraries.items():
+      expected = set()
+      for src in target.srcs:
+        for module in imports(ROOT / src):
+          top, _, rest = module.partition(".")
+          if top == "titans_jax":
+            expected.add(f":{rest.partition('.')[0]}")
+          elif top not in sys.stdlib_module_names:
+            expected.add(f"@pypi//{_DISTRIBUTIONS.get(top, top)}")
+      self.assertEqual(set(target.deps), expected - {f":{name}"}, name)
+
+  def test_imports_point_one_way(self):
+    for path in sources():
+      parts = path.relative_to(ROOT).parts
+      if parts[0] != "titans_jax" or len(parts) < 3:
+        continue
+      for module in imports(path):
+        if module.startswith("titans_jax."):
+          other = module.split(".")[1]
+          self.assertIn(other, _BELOW[parts[1]] | {parts[1]}, path)
+        self.assertNotIn(module.split(".")[0], ("experiments", "tests"), path)
+
+  def test_wheel_holds_every_package(self):
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    packages = set(setup["options"]["packages"].split())
+    on_disk = {
+        ".".join(path.relative_to(ROOT).parent.parts)
+        for folder in ("titans_jax", "experiments")
+        for path in (ROOT / folder).rglob("__init__.py")
+    }
+    mapped = {
+        f"titans_jax.{name}" if name.startswith("experiments") else name
+        for name in on_disk
+    }
+    self.assertEqual(packages, mapped)
+
+  def test_every_file_has_its_licence_and_docstring(self):
+    for path in sources():
+      text = path.read_text()
+      self.assertRegex(
+          text,
+          r"\A# Copyright 2026 The titans_jax Authors\.\n"
+          r"# SPDX-License-Identifier: Apache-2\.0\n",
+          path,
+      )
+      if path.name != "__init__.py" or path.is_relative_to(ROOT / "titans_jax"):
+        self.assertTrue(ast.get_docstring(ast.parse(text)), path)
+
+  def test_readme_example_runs(self):
+    readme = (ROOT / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    names = {}
+    exec(example, names)  # pylint: disable=exec-used
+    self.assertEqual(names["y"].shape, names["x"].shape)
+    self.assertEqual(names["new"].shape, (2, 8))
+
+  def test_readme_names_what_there_is(self):
+    readme = (ROOT / "README.md").read_text()
+    for name in set(re.findall(r"-m experiments\.(\w+)", readme)):
+      self.assertTrue((ROOT / "experiments" / f"{name}.py").exists(), name)
+    for path in set(re.findall(r"(?:experiments/configs|docs)/[\w.]+", readme)):
+      self.assertTrue((ROOT / path).exists(), path)
+
+
+if __name__ == "__main__":
+  absltest.main()
