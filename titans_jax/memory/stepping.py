@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 
 from titans_jax.memory import chunk as chunk_lib
+from titans_jax.memory import conditional
 from titans_jax.memory import layout as layout_lib
 from titans_jax.memory import networks
 from titans_jax.memory import products
@@ -121,39 +121,22 @@ def step(
   return outputs, loss, state
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _change_rows(change, state: MemoryState, rows: Array) -> MemoryState:
-  """Returns change(state, rows) if any of the rows [B] is True, else the state.
+  """Returns change(state, rows) if any of the rows [B] is True."""
+  initial = state.initial
 
-  As a loop that runs once or not at all: it leaves an unchanged state where it
-  is, while a conditional's other branch would copy it at every token.
-  """
+  def change_parts(parts, initial, rows):
+    now = change(MemoryState(parts[0], initial, *parts[1:]), rows)
+    return now.chunk_start, now.open, now.count
 
-  def body(carry):
-    _, chunk_start, opened, count = carry
-    now = dataclasses.replace(
-        state, chunk_start=chunk_start, open=opened, count=count
-    )
-    now = change(now, rows)
-    return jnp.zeros((), bool), now.chunk_start, now.open, now.count
-
-  carry = (jnp.any(rows), state.chunk_start, state.open, state.count)
-  _, chunk_start, opened, count = jax.lax.while_loop(
-      lambda carry: carry[0], body, carry
+  chunk_start, opened, count = conditional.change_if(
+      change_parts,
+      jnp.any(rows),
+      (state.chunk_start, state.open, state.count),
+      initial,
+      rows,
   )
-  return dataclasses.replace(
-      state, chunk_start=chunk_start, open=opened, count=count
-  )
-
-
-@_change_rows.defjvp
-def _change_rows_jvp(change, primals, tangents):
-  def branch(state, rows):  # a loop cannot be differentiated backwards
-    return jax.lax.cond(
-        jnp.any(rows), change, lambda state, _: state, state, rows
-    )
-
-  return jax.jvp(branch, primals, tangents)
+  return MemoryState(chunk_start, initial, opened, count)
 
 
 def read_weights(

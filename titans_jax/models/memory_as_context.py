@@ -8,11 +8,14 @@ already been written with the whole segment. Here a segment of C tokens goes
 
     recall   h_i = M_{W}(q(x_i)),     W the weights at the segment's start
     attend   y_i = attention of x_i over [P | h_1..h_i | x_1..x_i]
-    write    k, v and gates from y, token by token
-    read     m_i = M_{W_i}(q(y_i)),   after y_i's own write
+    write    k, v and gates from norm(y), token by token
+    read     m_i = M_{W_i}(q(norm(y_i))),   after y_i's own write
     gate     o_i = norm(y_i) * sigmoid(norm(m_i))
 
 so that no output sees a later token. P is seen by attention and not written.
+The memory's input is RMS-normalised here as everywhere: without it, gates and
+keys depend on the scale that attention's output happens to have, and the inner
+updates were seen to grow until training spiked.
 """
 
 from __future__ import annotations
@@ -26,8 +29,10 @@ import jax
 import jax.numpy as jnp
 
 from titans_jax.layers import attention as attention_lib
+from titans_jax.layers import linear
 from titans_jax.layers import neural_memory as neural_memory_lib
 from titans_jax.memory import chunk as chunk_lib
+from titans_jax.memory import conditional
 from titans_jax.memory import layout as layout_lib
 from titans_jax.memory import scanning
 from titans_jax.memory import state as state_lib
@@ -107,6 +112,7 @@ class MemoryAsContext(nn.Module):
     self.attention = attention_lib.Attention(
         **mixers.attention_sizes(self.config)
     )
+    self.norm = linear.rms_norm(self.config)
     self.gate = mixers.Gate(self.config)
 
   def initial_state(self, prefix: Array) -> MACState:
@@ -227,7 +233,7 @@ class MemoryAsContext(nn.Module):
     initial = state.memory.memory.initial.weights
     segment_start = state.segment_start
     if token.starts is not None:
-      segment_start = _cond_where(token.starts, initial, segment_start)
+      segment_start = _change_where(token.starts, initial, segment_start)
     recall_queries, recall = self.memory.queries(x, state.recall, token)
     h = self.memory.recall(segment_start, recall_queries, x)
 
@@ -251,12 +257,12 @@ class MemoryAsContext(nn.Module):
     )
     y = self.attention.output(y)
     m, memory, gauges = self.memory.apply_aligned(
-        y, state.memory, token, update_memory
+        self.norm(y), state.memory, token, update_memory
     )
     complete = place + 1 == length
     if token.mask is not None:
       complete &= token.mask
-    segment_start, recalled, sequence = _cond_where(
+    segment_start, recalled, sequence = _change_where(
         complete,
         (
             memory.memory.chunk_start.weights,
@@ -305,8 +311,9 @@ def _run_segment(
       jnp.tile(causal, 2)[None],
   )
   y = mixer.attention.output(y)
-  queries, query = memory.queries(y, carry.query, part)
-  tokens, write = memory.writes(y, carry.write, part, update_memory)
+  written = mixer.norm(y)
+  queries, query = memory.queries(written, carry.query, part)
+  tokens, write = memory.writes(written, carry.write, part, update_memory)
   tokens = scanning.with_written(tokens._replace(queries=queries), part)
   if part.offset is not None:
     opened = dataclasses.replace(state.memory.memory, count=open_count)
@@ -324,7 +331,7 @@ def _run_segment(
       resets=None,
       checkpoint_every=config.checkpoint_every or chunks,
   )
-  m = memory.output(outputs, y)
+  m = memory.output(outputs, written)
   segment_start = new.weights
   if part.end is not None:
     complete = part.end == length
@@ -410,12 +417,12 @@ def _where(rows: Array, new, old):
   )
 
 
-def _cond_where(rows: Array, new, old):
+def _change_where(rows: Array, new, old):
   """`_where`, without a write where no row asks for it."""
-  return jax.lax.cond(
+  return conditional.change_if(
+      lambda old, rows, new: _where(rows, new, old),
       jnp.any(rows),
-      functools.partial(_where, rows),
-      lambda _, old: old,
-      new,
       old,
+      rows,
+      new,
   )
