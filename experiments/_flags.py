@@ -49,6 +49,9 @@ def clean_errors(*types: type[Exception]):
   except (ValueError, ImportError, OSError, *types) as error:
     if "TITANS_TRACEBACK" in os.environ:
       raise
-    logging.debug("Set TITANS_TRACEBACK=1 for the traceback.")
-    print(f"Error: {error}", file=sys.stderr, flush=True)
+    print(
+        f"Error: {error}\n(TITANS_TRACEBACK=1 shows where.)",
+        file=sys.stderr,
+        flush=True,
+    )
     sys.exit(1)

@@ -9,7 +9,6 @@ One prompt is printed as it is written. --prompt_file holds a prompt per line;
 they may differ in length and are continued as one batch.
 """
 
-import codecs
 import pathlib
 import sys
 
@@ -52,6 +51,11 @@ def main(argv) -> None:
     params, run, step = manager.restore_params(_STEP.value)
     manager.close()
     print(f"Checkpoint of step {step}.", file=sys.stderr)
+    if "tokenizer" not in run["data"]:
+      raise ValueError(
+          f"--checkpoint={_CHECKPOINT.value} is no run of experiments.pretrain:"
+          " its model was not trained on text."
+      )
     tokenizer = data.make_tokenizer(run["data"]["tokenizer"])
     prompts = [
         np.concatenate([[tokenizer.document_token], tokenizer.encode(text)])
@@ -97,20 +101,33 @@ def _read_prompts() -> list[bytes]:
   return lines
 
 
+# Tokens before the last whole character that a tokenizer may need to decode what
+# follows (whether a space stands before it, say).
+_CONTEXT = 8
+
+
 def _stream(tokenizer, tokens) -> None:
   """Writes text as it comes, whole characters at a time."""
-  decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-  seen, written = [], 0
+  recent, written = [], b""  # the last tokens, and their text so far
   for token in tokens:
-    seen.append(token)
-    text = tokenizer.decode(seen)
-    if text.endswith("\ufffd".encode()):
-      continue  # A tokenizer's way to say that a character is not whole yet.
-    _write(decoder.decode(text[written:]).encode())
-    written = len(text)
-  _write(
-      decoder.decode(tokenizer.decode(seen)[written:], True).encode() + b"\n"
-  )
+    recent.append(token)
+    text = tokenizer.decode(recent)
+    if _is_whole(text):
+      _write(text[len(written) :])
+      recent = recent[-_CONTEXT:]
+      written = tokenizer.decode(recent)
+  _write(tokenizer.decode(recent)[len(written) :] + b"\n")
+
+
+def _is_whole(text: bytes) -> bool:
+  """Whether text ends with a whole character, or will never."""
+  if text.endswith("\ufffd".encode()):
+    return False  # A tokenizer's way to say so.
+  try:
+    text.decode()
+  except UnicodeDecodeError as error:
+    return error.reason != "unexpected end of data"
+  return True
 
 
 def _write(text: bytes) -> None:

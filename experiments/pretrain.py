@@ -104,10 +104,8 @@ def _report_sample(model, params, tokenizer) -> None:
 
 
 def _report_next_commands() -> None:
-  workdir = _WORKDIR.value
-  here = [
-      a for a in sys.argv[1:] if not a.startswith(("--workdir", "-workdir"))
-  ]
+  workdir = shlex.quote(_WORKDIR.value)
+  here = _without_workdir(sys.argv[1:])
   python = f"{shlex.quote(sys.executable)} -m"
   command = f"{python} {_flags.module('pretrain')} {shlex.join(here)}".rstrip()
   print(
@@ -121,6 +119,18 @@ To go on:
   other variant  {command} --workdir={workdir}-mag --config.model.variant=mag
   own text       {command} --workdir={workdir}-mine --config.data.source=FILE"""
   )
+
+
+def _without_workdir(arguments: list[str]) -> list[str]:
+  """Returns a command line's arguments but --workdir and its value."""
+  kept, arguments = [], list(arguments)
+  while arguments:
+    argument = arguments.pop(0)
+    if argument in ("--workdir", "-workdir"):
+      del arguments[:1]
+    elif not argument.startswith(("--workdir=", "-workdir=")):
+      kept.append(argument)
+  return kept
 
 
 def run() -> None:

@@ -11,7 +11,6 @@ was stopped goes on.
 
 import json
 import pathlib
-import time
 
 from absl import app
 from absl import flags
@@ -43,6 +42,8 @@ def main(argv) -> None:
   with _flags.clean_errors(
       checkpoints.CheckpointError, trainer.NonFiniteLossError
   ):
+    if not _VARIANTS.value:
+      raise ValueError("--variants names none.")
     for variant in _VARIANTS.value:
       if variant not in model_config.VARIANTS:
         raise ValueError(
@@ -50,7 +51,9 @@ def main(argv) -> None:
         )
     workdir = pathlib.Path(_WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
-    results = {}
+    # What an earlier call found for other variants stays.
+    path = workdir / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
     for variant in _VARIANTS.value:
       result = _run(variant, workdir / variant)
       if result is None:
@@ -87,7 +90,6 @@ def _run(variant: str, workdir: pathlib.Path) -> dict | None:
   )
   model = language_model.TitansLM(run.model)
   task = recall.RecallTask(model, run.data, seed=run.seed)
-  start = time.perf_counter()
   trained = trainer.train(run, workdir, model, task)
   if not trained.finished:
     return None
@@ -95,7 +97,6 @@ def _run(variant: str, workdir: pathlib.Path) -> dict | None:
       "reach": reach,
       "chance": run.data.chance,
       "steps": run.train.num_steps,
-      "seconds": round(time.perf_counter() - start, 1),
       "accuracy": [],
   }
   for multiple in _MULTIPLES:

@@ -21,6 +21,7 @@ def get_config():
           "segment_length": 64,
           "window": 64,
           "num_persistent": 4,
+          "max_grad_norm": 1.0,
       },
       data={
           "source": "builtin",

@@ -60,6 +60,35 @@ class CorpusTest(parameterized.TestCase):
         sum(map(len, self.text_of(corpus, corpus.heldout))),
     )
 
+  @parameterized.parameters(*range(5))
+  def test_copies_of_a_document_stand_on_one_side(self, seed):
+    texts = self.write(seed, count=15)
+    lines = [json.dumps({"text": t}) for t in texts]
+    self.source.write_text("\n".join(lines + lines))
+    corpus = self.prepare(heldout_fraction=0.3)
+
+    def documents(plan):
+      whole = b"".join(self.text_of(corpus, plan))
+      return {t for t in texts if len(t) > 20 and t.encode() in whole}
+
+    self.assertNotEmpty(documents(corpus.heldout))
+    self.assertEmpty(documents(corpus.heldout) & documents(corpus.train))
+
+  def test_a_reader_keeps_what_it_opened(self):
+    corpus = self.prepare()
+    before = np.array(corpus.tokens)
+    self.write(seed=1, count=11)
+    self.prepare()
+    np.testing.assert_array_equal(corpus.tokens, before)
+
+  def test_damaged_index_is_made_again(self):
+    first = self.prepare()
+    (index,) = (self.folder / "cache").glob("index-*.npz")
+    index.write_bytes(index.read_bytes()[:100])
+    again = self.prepare()
+    self.assertEqual(again.fingerprint, first.fingerprint)
+    np.testing.assert_array_equal(again.train.pieces, first.train.pieces)
+
   def test_split_of_one_document_is_its_tail(self):
     self.source = self.folder / "one.txt"
     self.source.write_text("x" * 899 + "y" * 100)
@@ -70,11 +99,11 @@ class CorpusTest(parameterized.TestCase):
 
   def test_is_opened_again_unless_the_source_changed(self):
     first = self.prepare()
-    made = (self.folder / "cache" / "tokens.npy").stat().st_mtime_ns
+    made = (self.folder / "cache" / "tokens.bin").stat().st_mtime_ns
     again = self.prepare()
     self.assertEqual(again.fingerprint, first.fingerprint)
     self.assertEqual(
-        (self.folder / "cache" / "tokens.npy").stat().st_mtime_ns, made
+        (self.folder / "cache" / "tokens.bin").stat().st_mtime_ns, made
     )
     self.write(seed=1)
     self.assertNotEqual(self.prepare().fingerprint, first.fingerprint)

@@ -63,6 +63,12 @@ class TokenizersTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "'byte' or a tokenizer.json"):
       tokenizers.make_tokenizer("bytes")
 
+  def test_file_that_is_no_tokenizer(self):
+    path = pathlib.Path(self.folder) / "broken.json"
+    path.write_text("{")
+    with self.assertRaisesRegex(ValueError, "broken.json' is no tokenizer"):
+      tokenizers.make_tokenizer(str(path))
+
   def test_without_document_token(self):
     path = write_tokenizer(self.folder, special=("[UNK]",))
     with self.assertRaisesRegex(ValueError, "none of the tokens"):

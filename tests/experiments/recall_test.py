@@ -52,6 +52,7 @@ class RecallTest(parameterized.TestCase):
       )
 
   @parameterized.parameters(
+      ("--variants=", "--variants names none"),
       ("--variants=lmm,rnn", "--variants: 'rnn' is none of"),
       (
           "--variants=mac --config.data.filler_length=24",

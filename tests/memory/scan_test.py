@@ -320,6 +320,33 @@ class StateTest(parameterized.TestCase):
     _, state = inputs.run(state=start)
     self.assertEqual(jax.tree.structure(state), jax.tree.structure(start))
 
+  def test_gate_per_token_on_a_state_with_gates_per_channel(self):
+    inputs = testing.make_inputs(MLP(expansion=2))
+    expected, _ = inputs.run()
+    start = state_lib.init_state(
+        inputs.net,
+        tuple(w[0] for w in inputs.state.initial.weights),
+        batch_size=2,
+        chunk_size=4,
+        forget_per_channel=True,
+    )
+    outputs, state = inputs.run(state=start)
+    testing.assert_close(outputs, expected, 1e-12)
+    self.assertEqual(
+        jax.tree.map(jnp.shape, state.open), jax.tree.map(jnp.shape, start.open)
+    )
+
+  def test_a_chunk_closes_alike_in_one_call_and_token_by_token(self):
+    # Also where products are rounded.
+    inputs = testing.make_inputs(MLP(expansion=2), length=4, dtype=jnp.float32)
+    inputs.options["dtype"] = "bfloat16"
+    _, whole = inputs.run()
+    state = inputs.state
+    for t in range(4):
+      token = jax.tree.map(lambda x, t=t: x[:, t : t + 1], inputs.tokens)
+      _, state = inputs.call(tokens=token, state=state)
+    testing.assert_close(state.weights, whole.weights, 1e-6)
+
 
 class BadInputTest(parameterized.TestCase):
 
@@ -364,7 +391,23 @@ class BadInputTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "made without"):
       self.inputs.call(state=state)
 
+  def test_open_chunk_that_cannot_go_on(self):
+    tokens = jax.tree.map(lambda x: x[:, :3], self.inputs.tokens)
+    _, state = self.inputs.call(tokens=tokens)
+    without = testing.make_inputs(MLP(expansion=2), momentum=False)
+    with self.assertRaisesRegex(ValueError, "begun with momentum"):
+      without.call(state=state)
+    self.inputs.options["packed"] = True
+    with self.assertRaisesRegex(ValueError, r"have \[3, 3\] tokens"):
+      self.inputs.call(state=state)
+
+  def test_tokens_wider_than_the_state(self):
+    narrow = testing.make_inputs(MLP(expansion=2), dtype=jnp.float32)
+    with self.assertRaisesRegex(ValueError, "float64 do not fit a state of fl"):
+      self.inputs.call(state=narrow.state)
+
   @parameterized.parameters(
+      ({"implementation": "reference", "dtype": "bfloat16"}, "as its arrays"),
       ({"implementation": "cuda"}, "implementation must be one of"),
       ({"max_grad_norm": 0.0}, "max_grad_norm must be positive"),
       ({"checkpoint_every": 0}, "checkpoint_every must be at least 1"),

@@ -192,6 +192,14 @@ class Properties:
     assert_close(first[:, : UNIT - 3], logits[:, : UNIT - 3], 1e-9)
     assert_close(second, logits[:, UNIT:], 1e-9)
     assert_close(last, state, 1e-9)
+    # The same, the document's first token in a call of its own.
+    alone, rest = slice(UNIT, UNIT + 1), slice(UNIT + 1, LENGTH)
+    third, one = read(
+        self.tokens[:, alone], middle, mask[:, alone], ids[:, alone]
+    )
+    fourth, last = read(self.tokens[:, rest], one, mask[:, rest], ids[:, rest])
+    assert_close(jnp.concatenate([third, fourth], 1), second, 1e-9)
+    assert_close(last, state, 1e-9)
 
   def test_a_call_changes_nothing_in_the_model(self):
     before = jax.tree.map(np.array, (self.variables, self.start))
@@ -299,6 +307,10 @@ class TransformerTest(Properties, parameterized.TestCase):
   overrides = {"window": None}
 
 
+class WindowedTransformerTest(Properties, parameterized.TestCase):
+  variant = "transformer"
+
+
 def memories(state):
   """Returns the memory states within a model's state."""
   found = jax.tree.leaves(
@@ -371,6 +383,37 @@ class BadInputTest(parameterized.TestCase):
     _, state = model.apply(self.variables, self.tokens)
     with self.assertRaisesRegex(ValueError, "max_length=10 tokens, but 8 were"):
       model.apply(self.variables, self.tokens[:, :3], state)
+    tokens = jnp.zeros((2, 12), jnp.int32)
+    ids = jnp.zeros((2, 12), jnp.int32)
+    with self.assertRaisesRegex(ValueError, "0 were read and 12 more"):
+      model.apply(self.variables, tokens, document_ids=ids)
+    # What is counted is a document's own, real tokens.
+    model.apply(self.variables, tokens, document_ids=ids.at[:, 6:].set(1))
+    mask = jnp.ones((2, 12), bool).at[:, 2:5].set(False)
+    model.apply(self.variables, tokens, mask=mask)
+
+  @parameterized.parameters(
+      ({"window": 8}, "a window of 16 tokens, but this one has 8"),
+      ({"variant": "mag"}, "another variant than 'mag'"),
+  )
+  def test_state_of_another_model(self, overrides, message):
+    _, state = self.call(self.tokens)
+    config = titans.presets.tiny(**{"variant": "transformer"} | overrides)
+    with self.assertRaisesRegex(ValueError, message):
+      titans.TitansLM(config).apply(self.variables, self.tokens, state)
+
+  def test_state_of_another_chunk_or_segment(self):
+    tokens = jnp.zeros((2, 16), jnp.int32)
+    model = titans.TitansLM(titans.presets.tiny(variant="mac"))
+    variables = jax.jit(model.init)(jax.random.key(0), tokens)
+    state = model.init_state(variables, batch_size=2)
+    for overrides, message in (
+        ({"chunk_size": 4}, "chunks of 8 tokens, but the layer chunk_size=4"),
+        ({"segment_length": 32}, "segments of 16 tokens, but this one has 32"),
+    ):
+      other = titans.TitansLM(titans.presets.tiny(variant="mac", **overrides))
+      with self.assertRaisesRegex(ValueError, message):
+        other.apply(variables, tokens, state)
 
   def test_documents_off_the_boundaries(self):
     model = titans.TitansLM(titans.presets.tiny(variant="mac"))
@@ -386,6 +429,56 @@ class BadInputTest(parameterized.TestCase):
       self.call(self.tokens, self.tokens[:, 1:], method="loss")
 
 
+class DtypeTest(parameterized.TestCase):
+
+  @parameterized.product(
+      variant=["lmm", "mac"],
+      dtype=["bfloat16", "float64"],
+      tie_embeddings=[True, False],
+  )
+  def test_computation_in_another_dtype_than_the_parameters(
+      self, variant, dtype, tie_embeddings
+  ):
+    config = titans.presets.tiny(
+        variant=variant,
+        num_layers=1,
+        dtype=dtype,
+        tie_embeddings=tie_embeddings,
+    )
+    model = titans.TitansLM(config)
+    tokens = jnp.zeros((1, 17), jnp.int32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
+    for leaf in jax.tree.leaves(variables):
+      self.assertEqual(leaf.dtype, jnp.float32)
+    logits, state = jax.eval_shape(model.apply, variables, tokens)
+    _, again = jax.eval_shape(model.apply, variables, tokens[:, :1], state)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    self.assertEqual(logits.dtype, wide)
+    self.assertEqual(memories(state)[0].chunk_start.weights[0].dtype, wide)
+    self.assertEqual(
+        jax.tree.map(lambda x: (x.shape, x.dtype), again),
+        jax.tree.map(lambda x: (x.shape, x.dtype), state),
+    )
+
+  def test_float64_where_jax_has_none(self):
+    model = titans.TitansLM(titans.presets.tiny(dtype="float64"))
+    tokens = jnp.zeros((1, 16), jnp.int32)
+    with (
+        jax.enable_x64(False),
+        self.assertRaisesRegex(ValueError, "jax_enable_x64"),
+    ):
+      jax.eval_shape(model.init, jax.random.key(0), tokens)
+
+  def test_masked_token_alone_has_the_logits_of_no_input(self):
+    model = titans.TitansLM(titans.presets.tiny(variant="lmm"))
+    tokens = jnp.ones((2, 8), jnp.int32)
+    variables = jax.jit(model.init)(jax.random.key(0), tokens)
+    _, state = model.apply(variables, tokens)
+    mask = jnp.array([[True], [False]])
+    logits, _ = model.apply(variables, tokens[:, :1], state, mask=mask)
+    np.testing.assert_array_equal(np.any(logits, axis=(1, 2)), [True, False])
+
+
 class ConfigTest(parameterized.TestCase):
 
   @parameterized.parameters(
@@ -399,6 +492,9 @@ class ConfigTest(parameterized.TestCase):
       ({"model_dim": 30, "num_heads": 2}, "head_dim=15 must be even"),
       ({"max_learning_rate": -1.0}, "max_learning_rate must be positive"),
       ({"forget": "all"}, "forget must be one of"),
+      ({"max_grad_norm": 0.0}, "max_grad_norm must be positive"),
+      ({"rope_theta": -1.0}, "rope_theta must be positive"),
+      ({"memory": None}, "memory must be a memory network"),
   )
   def test_bad_values(self, override, message):
     with self.assertRaisesRegex(ValueError, message):

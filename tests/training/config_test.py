@@ -40,8 +40,11 @@ class RunConfigTest(parameterized.TestCase):
     values.model.window = 64  # one that may be None takes its type
     values.model.vocab_size = 300
     self.assertEqual(overlay.run_config(values, 257).model.vocab_size, 300)
-    with self.assertRaises(TypeError):
-      values.model.window = "wide"
+    values.model.window = None
+    self.assertIsNone(overlay.run_config(values, 257).model.window)
+    values.model.window = "wide"
+    with self.assertRaisesRegex(ValueError, "model.window must be int or None"):
+      overlay.run_config(values, 257)
 
   def test_overlay_names_an_unknown_field(self):
     with self.assertRaisesRegex(ValueError, "DataConfig has no field 'sauce'"):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -21,7 +22,7 @@ from titans_jax.data import sources
 from titans_jax.data import tokenizers
 
 # Increased when the files below change their form or meaning.
-_VERSION = 1
+_VERSION = 2
 
 # With fewer documents than this the held-out split is the tail of each.
 _MIN_DOCUMENTS = 10
@@ -70,9 +71,11 @@ def prepare(
 ) -> Corpus:
   """Tokenises, splits and packs a source, or opens what was prepared before.
 
-  In `directory` it keeps `tokens.npy` with `documents.npz`, which are made
-  again when the source's files or the tokenizer have changed, and beside them
-  `index-T-UNIT.npz`, the packing, with the hash of both in `corpus.json`.
+  In `directory` it keeps `tokens.bin` with `documents.npz` and `corpus.json`,
+  which are made again when the source's files or the tokenizer have changed,
+  and beside them `index-T-UNIT-....npz`, the packing, with the hash of the text
+  and its own. Files are replaced whole: a run that reads them goes on with what
+  it opened.
 
   Args:
     source: as in `sources.documents`.
@@ -93,14 +96,40 @@ def prepare(
         "data.heldout_fraction must lie between 0 and 1, got"
         f" {heldout_fraction}."
     )
+  if max_heldout_sequences is not None and max_heldout_sequences < 1:
+    raise ValueError(
+        "data.max_heldout_sequences must be at least 1 or None, got"
+        f" {max_heldout_sequences}."
+    )
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   origin = _origin(source, tokenizer)
   meta = _tokenized(directory, origin)
   if meta is None:
     meta = _tokenize(source, tokenizer, directory, origin)
-  tokens = np.load(directory / "tokens.npy", mmap_mode="r")
+  tokens = np.memmap(directory / "tokens.bin", dtype=meta["dtype"], mode="r")
   documents = np.load(directory / "documents.npz")
+  index = f"index-{sequence_length}-{unit}-{heldout_fraction}.npz"
+  plans = _read_index(directory / index, meta["content"], sequence_length)
+  if plans is None:
+    plans = _plan(source, documents, sequence_length, unit, heldout_fraction)
+    _write_index(directory / index, meta["content"], *plans)
+  train, heldout = plans
+  heldout = _first_sequences(heldout, max_heldout_sequences)
+  return Corpus(
+      tokens=tokens,
+      train=train,
+      heldout=heldout,
+      heldout_bytes=_text_bytes(heldout, documents),
+      fingerprint=f"{meta['content'][:16]}-{_hash_plans(train, heldout)[:16]}",
+      document_token=tokenizer.document_token,
+  )
+
+
+def _plan(
+    source, documents, sequence_length, unit, heldout_fraction
+) -> tuple[packing.Plan, packing.Plan]:
+  """Splits and packs the documents, to train on and held out."""
   train, heldout = _split(
       documents["starts"],
       documents["lengths"],
@@ -119,34 +148,25 @@ def prepare(
         f" fewer than one sequence of {sequence_length:,}. Choose a smaller"
         " data.sequence_length or more text."
     )
-  plans = [
-      packing.plan(starts, lengths, sequence_length, unit)
-      for starts, lengths in (train, heldout)
-  ]
-  plans[1] = _first_sequences(plans[1], max_heldout_sequences)
-  index_hash = _hash_arrays(
-      *(array for p in plans for array in (p.pieces, p.offsets))
+  return (
+      packing.plan(train[0], train[1], sequence_length, unit),
+      packing.plan(heldout[0], heldout[1], sequence_length, unit),
   )
-  _write_index(
-      directory / f"index-{sequence_length}-{unit}.npz",
-      content=meta["content"],
-      hash=index_hash,
-      train_pieces=plans[0].pieces,
-      train_offsets=plans[0].offsets,
-      heldout_pieces=plans[1].pieces,
-      heldout_offsets=plans[1].offsets,
-  )
-  targets = [
-      tokens[start + 1 : start + length + 1]
-      for start, length, _ in plans[1].pieces
-  ]
-  return Corpus(
-      tokens=tokens,
-      train=plans[0],
-      heldout=plans[1],
-      heldout_bytes=sum(len(tokenizer.decode(t)) for t in targets),
-      fingerprint=f"{meta['content'][:16]}-{index_hash[:16]}",
-      document_token=tokenizer.document_token,
+
+
+def _text_bytes(plan: packing.Plan, documents) -> int:
+  """Returns the bytes of text that a plan's targets stand for.
+
+  A document that is cut counts with its share of tokens: a tokenizer's pieces
+  need not be whole characters.
+  """
+  starts, lengths = documents["starts"], documents["lengths"]
+  first, count = plan.pieces[:, 0], plan.pieces[:, 1]
+  document = np.searchsorted(starts, first, side="right") - 1
+  ends = first + count == (starts + lengths)[document]
+  text = np.maximum(lengths[document] - 1, 1)  # all but the document token
+  return round(
+      float(np.sum(documents["sizes"][document] * (count - ends) / text))
   )
 
 
@@ -178,14 +198,12 @@ def _tokenized(directory: pathlib.Path, origin: dict) -> dict | None:
 
 def _tokenize(source, tokenizer, directory, origin) -> dict:
   """Writes tokens.npy, documents.npz and, when they are whole, corpus.json."""
-  (directory / "corpus.json").unlink(missing_ok=True)
   dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
   mark = np.array([tokenizer.document_token], dtype)
-  starts, lengths, digests = [], [], []
+  starts, lengths, sizes, digests = [], [], [], []
   content = hashlib.sha256(tokenizer.fingerprint.encode())
   position = 0
-  raw = directory / "tokens.raw"
-  with raw.open("wb") as file:
+  with _replacing(directory / "tokens.bin") as file:
     for text in sources.documents(source):
       if not text:
         continue
@@ -195,47 +213,64 @@ def _tokenize(source, tokenizer, directory, origin) -> dict:
       file.write(ids.tobytes())
       starts.append(position)
       lengths.append(len(ids))
+      sizes.append(len(text))
       digests.append(digest[:8])
       position += len(ids)
     file.write(mark.tobytes())
-  if not starts:
-    raw.unlink()
-    raise ValueError(f"data.source={source!r} holds no text.")
-  tokens = np.lib.format.open_memmap(
-      directory / "tokens.npy", mode="w+", dtype=dtype, shape=(position + 1,)
-  )
-  tokens[:] = np.memmap(raw, dtype=dtype, mode="r")
-  tokens.flush()
-  raw.unlink()
-  np.savez(
-      directory / "documents.npz",
-      starts=np.array(starts, np.int64),
-      lengths=np.array(lengths, np.int64),
-      digests=np.frombuffer(b"".join(digests), ">u8"),
-  )
-  meta = {"origin": origin, "content": content.hexdigest()}
-  (directory / "corpus.json").write_text(json.dumps(meta, indent=2))
+    if not starts:
+      raise ValueError(f"data.source={source!r} holds no text.")
+  with _replacing(directory / "documents.npz") as file:
+    np.savez(
+        file,
+        starts=np.array(starts, np.int64),
+        lengths=np.array(lengths, np.int64),
+        sizes=np.array(sizes, np.int64),
+        digests=np.frombuffer(b"".join(digests), ">u8"),
+    )
+  meta = {
+      "origin": origin,
+      "content": content.hexdigest(),
+      "dtype": np.dtype(dtype).name,
+  }
+  with _replacing(directory / "corpus.json") as file:
+    file.write(json.dumps(meta, indent=2).encode())
   logging.info("Tokenised %s documents, %s tokens.", len(starts), position)
   return meta
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path):
+  """Opens a file that takes the place of another when it is whole."""
+  part = path.with_name(f"{path.name}.{os.getpid()}.part")
+  try:
+    with part.open("wb") as file:
+      yield file
+    part.replace(path)
+  finally:
+    part.unlink(missing_ok=True)
 
 
 def _split(starts, lengths, digests, fraction):
   """Returns (starts, lengths) to train on, and those held out."""
   if len(starts) < _MIN_DOCUMENTS:
-    # The tail's first token is read only: neither split is scored on it.
+    # The tail's first token, which is only read there, is the head's target.
     tails = np.ceil(lengths * fraction).astype(np.int64) + 1
     heads = np.maximum(lengths - tails, 0)
     return _nonempty(starts, heads), _nonempty(starts + heads, lengths - heads)
+  # By the hash of the text: the choice survives another order of the files, and
+  # copies of a document stand on one side.
+  texts, text_of = np.unique(digests, return_inverse=True)
+  tokens = np.bincount(text_of, weights=lengths)
   target = fraction * lengths.sum()
-  chosen = np.zeros(len(starts), bool)
-  held = 0
-  # By the hash of the text: the choice survives another order of the files.
-  for i in np.argsort(digests, kind="stable"):
-    if held + lengths[i] <= target:
-      chosen[i] = True
-      held += lengths[i]
-  if not chosen.any():
-    chosen[np.argmin(lengths)] = True
+  held = np.zeros(len(texts), bool)
+  total = 0
+  for i, count in enumerate(tokens):
+    if total + count <= target:
+      held[i] = True
+      total += count
+  if not held.any():
+    held[np.argmin(tokens)] = True
+  chosen = held[text_of]
   return (
       (starts[~chosen], lengths[~chosen]),
       (starts[chosen], lengths[chosen]),
@@ -246,15 +281,37 @@ def _nonempty(starts, lengths):
   return starts[lengths > 0], lengths[lengths > 0]
 
 
-def _write_index(path: pathlib.Path, **arrays) -> None:
-  """Writes the packing, unless this very one is there."""
+def _read_index(
+    path: pathlib.Path, content: str, sequence_length: int
+) -> tuple[packing.Plan, packing.Plan] | None:
+  """Returns the packing on disk, if it is whole and that of this text."""
   try:
     with np.load(path) as saved:
-      if all(saved[name] == arrays[name] for name in ("content", "hash")):
-        return
+
+      def read(name):
+        return packing.Plan(
+            saved[f"{name}_pieces"], saved[f"{name}_offsets"], sequence_length
+        )
+
+      plans = read("train"), read("heldout")
+      if saved["content"] == content and saved["hash"] == _hash_plans(*plans):
+        return plans
   except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-    pass  # none yet, or half a one
-  np.savez(path, **arrays)
+    pass  # none yet, or a damaged one
+  return None
+
+
+def _write_index(path, content, train, heldout) -> None:
+  with _replacing(path) as file:
+    np.savez(
+        file,
+        content=content,
+        hash=_hash_plans(train, heldout),
+        train_pieces=train.pieces,
+        train_offsets=train.offsets,
+        heldout_pieces=heldout.pieces,
+        heldout_offsets=heldout.offsets,
+    )
 
 
 def _first_sequences(plan: packing.Plan, count: int | None) -> packing.Plan:
@@ -266,9 +323,10 @@ def _first_sequences(plan: packing.Plan, count: int | None) -> packing.Plan:
   )
 
 
-def _hash_arrays(*arrays: np.ndarray) -> str:
+def _hash_plans(*plans: packing.Plan) -> str:
   digest = hashlib.sha256()
-  for array in arrays:
-    digest.update(str(array.shape).encode())
-    digest.update(np.ascontiguousarray(array).tobytes())
+  for plan in plans:
+    for array in (plan.pieces, plan.offsets):
+      digest.update(str(array.shape).encode())
+      digest.update(np.ascontiguousarray(array).tobytes())
   return digest.hexdigest()

@@ -78,9 +78,14 @@ def _read_json_lines(path: pathlib.Path) -> Iterator[bytes]:
 def _read_array_record(path: pathlib.Path) -> Iterator[bytes]:
   from grain import sources  # pylint: disable=g-import-not-at-top
 
-  with sources.ArrayRecordDataSource(str(path)) as records:
-    for index in range(len(records)):
-      yield records[index]
+  try:
+    with sources.ArrayRecordDataSource(str(path)) as records:
+      for index in range(len(records)):
+        yield records[index]
+  except RuntimeError as error:
+    raise ValueError(
+        f"{path} is no whole ArrayRecord file: {error}."
+    ) from error
 
 
 def _builtin() -> Iterator[bytes]:

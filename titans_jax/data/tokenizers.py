@@ -74,10 +74,17 @@ class HuggingFaceTokenizer:
       ) from error
     content = pathlib.Path(path).read_bytes()
     self.fingerprint = hashlib.sha256(content).hexdigest()
-    self._tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+    try:
+      self._tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+    except Exception as error:  # the library raises no narrower one
+      raise ValueError(
+          f"data.tokenizer={str(path)!r} is no tokenizer.json: {error}."
+      ) from error
     self._tokenizer.no_padding()
     self._tokenizer.no_truncation()
-    self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+    # Ids may have gaps.
+    ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+    self.vocab_size = max(ids, default=0) + 1
     found = [
         token_id
         for token in self.DOCUMENT_TOKENS

@@ -172,9 +172,10 @@ class RecallTask:
 
   def evaluate(self, params: Any) -> dict[str, float]:
     """Returns loss and accuracy at the training length."""
+    measured = self._measure(params, self._data, None)
     return {
-        "eval_loss": self._measure(params, self._data, None)["nats"],
-        "eval_accuracy": self.accuracy(params, self._data.filler_length),
+        "eval_loss": measured["nats"],
+        "eval_accuracy": measured["correct"],
     }
 
   def accuracy(

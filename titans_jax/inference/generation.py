@@ -60,7 +60,17 @@ def generate(
     ValueError: options or lengths out of range, tokens outside the vocabulary,
       a state of another batch size, more tokens than full attention can hold.
   """
-  rng = _check(prompts, lengths, max_new_tokens, rng, temperature, top_k, top_p)
+  rng = _check(
+      model,
+      prompts,
+      lengths,
+      max_new_tokens,
+      rng,
+      stop_token,
+      temperature,
+      top_k,
+      top_p,
+  )
   logits, state = prefill(
       model, variables, prompts, lengths, state, max_new_tokens
   )
@@ -96,26 +106,41 @@ def stream(
 
   Ends early when every row has produced the stop token.
   """
-  rng = _check(prompts, lengths, max_new_tokens, rng, temperature, top_k, top_p)
+  rng = _check(
+      model,
+      prompts,
+      lengths,
+      max_new_tokens,
+      rng,
+      stop_token,
+      temperature,
+      top_k,
+      top_p,
+  )
   logits, state = prefill(
       model, variables, prompts, lengths, state, max_new_tokens
   )
-  stopped = np.zeros(prompts.shape[0], bool)
   options = {
       "temperature": float(temperature),
       "top_k": top_k,
       "top_p": top_p,
   }
   variables = _unstack(variables)
-  for i in range(max_new_tokens):
-    tokens = np.array(_sample(jax.random.fold_in(rng, i), logits, **options))
-    if stop_token is not None:
-      tokens = np.where(stopped, stop_token, tokens).astype(np.int32)
-      stopped |= tokens == stop_token
-    yield tokens
-    if stopped.all() or i == max_new_tokens - 1:
-      return
-    logits, state = _next_logits(model, variables, jnp.asarray(tokens), state)
+
+  # Apart, so that errors and prefill come with the call, not the first token.
+  def tokens_one_by_one(logits, state):
+    stopped = np.zeros(prompts.shape[0], bool)
+    for i in range(max_new_tokens):
+      tokens = np.array(_sample(jax.random.fold_in(rng, i), logits, **options))
+      if stop_token is not None:
+        tokens = np.where(stopped, stop_token, tokens).astype(np.int32)
+        stopped |= tokens == stop_token
+      yield tokens
+      if stopped.all() or i == max_new_tokens - 1:
+        return
+      logits, state = _next_logits(model, variables, jnp.asarray(tokens), state)
+
+  return tokens_one_by_one(logits, state)
 
 
 def prefill(
@@ -144,7 +169,8 @@ def prefill(
   ends = np.full(batch, size) if lengths is None else np.asarray(lengths)
   if state is None:
     state = model.init_state(variables, batch_size=batch)
-  model.check_room(state, int(ends.max()) + reserve)
+  # The last sampled token is not read.
+  model.check_room(state, ends + max(reserve - 1, 0))
   piece = min(_PIECE, 1 << (size - 1).bit_length())
   mask = np.arange(size) < ends[:, None]
   logits: Any = None
@@ -240,13 +266,29 @@ def _generate_rest(
 
 
 def _check(
-    prompts, lengths, max_new_tokens, rng, temperature, top_k, top_p
+    model,
+    prompts,
+    lengths,
+    max_new_tokens,
+    rng,
+    stop_token,
+    temperature,
+    top_k,
+    top_p,
 ) -> Array:
   """Checks the arguments of a call and returns its key."""
   sampling.check_options(temperature, top_k, top_p)
   if prompts.ndim != 2 or prompts.shape[1] < 1:
     raise ValueError(
         f"prompts must have shape [B, P] with P >= 1, got {prompts.shape}."
+    )
+  if not jnp.issubdtype(prompts.dtype, jnp.integer):
+    raise ValueError(f"prompts must be integers, got {prompts.dtype}.")
+  vocab_size = model.config.vocab_size
+  if stop_token is not None and not 0 <= stop_token < vocab_size:
+    raise ValueError(
+        f"stop_token={stop_token} is outside the vocabulary of {vocab_size}"
+        " tokens."
     )
   if max_new_tokens < 1:
     raise ValueError(

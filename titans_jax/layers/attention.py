@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from titans_jax.layers import linear
 from titans_jax.layers import rotary
+from titans_jax.memory import conditional
 from titans_jax.memory import layout as layout_lib
 from titans_jax.memory import state as state_lib
 
@@ -273,13 +274,28 @@ class WindowAttention(Attention):
     keys, values = self.keys_values(x)
     new = KeysValues(self.rotate(keys, positions), values)
     place = token.position % self.window
+    ring = clear_rows(token.starts, state.ring)
     ring = jax.tree.map(
-        lambda r, x: put_token(r, x, place, token.mask), state.ring, new
+        lambda r, x: put_token(r, x, place, token.mask), ring, new
     )
     behind = (positions - jnp.arange(self.window)) % self.window
     seen = behind <= positions
     outputs = attend(queries, rotated, state.prefix, ring, seen[:, None])
     return self.output(outputs), WindowState(ring, state.prefix)
+
+
+def clear_rows(rows: Array | None, caches):
+  """Returns caches, leaves [B, ...], with zeros in the rows that are True."""
+  if rows is None:
+    return caches
+
+  def clear(caches, rows):
+    return jax.tree.map(
+        lambda c: jnp.where(rows.reshape(-1, *(1,) * (c.ndim - 1)), 0, c),
+        caches,
+    )
+
+  return conditional.change_if(clear, jnp.any(rows), caches, rows)
 
 
 def put_token(cache: Array, token: Array, place: Array, mask) -> Array:

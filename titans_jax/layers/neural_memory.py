@@ -64,14 +64,18 @@ class NeuralMemoryState(NamedTuple):
 
 
 class Gauges(NamedTuple):
-  """What a memory did in a call, averaged over its tokens; float32 scalars.
+  """What a memory did in a call, averaged over its real tokens; float32 scalars.
+
+  Gates are those of each token, also where one holds for a chunk or nothing is
+  learned.
 
   Attributes:
     surprise: the inner loss at the chunk's start, per channel of the value.
     forget: alpha.
     learning_rate: theta.
     momentum: eta; zero without momentum.
-    weight_norm: Frobenius norm of a head's W at the end, all layers together.
+    weight_norm: Frobenius norm of a head's W, all layers together, where the
+      call's last whole chunk ends.
     momentum_norm: the same of S.
   """
 
@@ -130,6 +134,8 @@ class NeuralMemory(nn.Module):
   out_scale: float = 1.0
 
   def setup(self):
+    for dtype in (self.dtype, self.param_dtype):
+      products.check_dtype(dtype)
     width = self.num_heads * self.head_dim
     for name in ("query", "key", "value"):
       setattr(self, name, linear.dense(width, self))
@@ -148,10 +154,14 @@ class NeuralMemory(nn.Module):
     )
     heads = {"num_heads": self.num_heads, "head_dim": self.head_dim}
     heads["dtype"] = products.at_least_float32(self.param_dtype)
+    # One draw for all layers: a network may make them fit each other.
+    draw = jax.random.key(0)
+    if self.is_initializing():
+      draw = self.make_rng("params")
     self.initial_weights = tuple(
         self.param(
             f"initial_weights_{layer}",
-            lambda key, layer=layer: self.net.init(key, **heads)[layer],
+            lambda _, layer=layer: self.net.init(draw, **heads)[layer],
         )
         for layer in range(self._num_layers())
     )
@@ -209,6 +219,7 @@ class NeuralMemory(nn.Module):
             f"The state holds {state.memory.batch_size} rows, but the batch has"
             f" {batch}."
         )
+      check_chunk_size(state.memory, self.chunk_size)
       count = state.memory.count
     if length == 1 and count is not None:
       layout_lib.check_starts(resets, self.chunk_size)
@@ -246,9 +257,13 @@ class NeuralMemory(nn.Module):
     Returns:
       The state, and the outputs [N_p, d] at the prefix (None without one).
     """
+    dtype = products.at_least_float32(self.dtype)
     memory = memory_lib.init_state(
         self.net,
-        self.initial_weights,
+        tuple(
+            w.astype(jnp.promote_types(w.dtype, dtype))
+            for w in self.initial_weights
+        ),
         batch_size=1,
         chunk_size=self.chunk_size,
         momentum=self.momentum,
@@ -405,6 +420,11 @@ class NeuralMemory(nn.Module):
     )
     max_rate = self.max_learning_rate
     if max_rate is None:
+      if not hasattr(self.net, "max_learning_rate"):
+        raise ValueError(
+            f"{type(self.net).__name__} has no method max_learning_rate: set"
+            " the layer's max_learning_rate."
+        )
       max_rate = self.net.max_learning_rate(self.head_dim, self.chunk_size)
 
     def every_layer(gate):  # one value holds for all layers
@@ -421,6 +441,15 @@ class NeuralMemory(nn.Module):
         forget=forget,
         learning_rate=every_layer(max_rate * rate),
         momentum=every_layer(momentum) if self.momentum else None,
+    )
+
+
+def check_chunk_size(state: memory_lib.MemoryState, chunk_size: int) -> None:
+  """Raises ValueError for the state of a memory with another chunk size."""
+  if state.chunk_size != chunk_size:
+    raise ValueError(
+        f"The state's memory has chunks of {state.chunk_size} tokens, but the"
+        f" layer chunk_size={chunk_size}."
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from titans_jax.memory import chunk as chunk_lib
 from titans_jax.memory import layout as layout_lib
@@ -95,9 +96,23 @@ def scan(
       dtype=None if dtype is None else jnp.dtype(dtype),
   )
   tokens = tokens_lib.make_tokens(net, queries, keys, values, gates)
-  state = state_lib.conform(state, tokens)
+  state, tokens = state_lib.conform(state, tokens)
   params = default_params(net, state, params)
+  if checkpoint_every is not None and checkpoint_every < 1:
+    raise ValueError(
+        f"checkpoint_every must be at least 1, got {checkpoint_every}."
+    )
+  if packed and layout_lib.concrete(state.count) and np.any(state.count):
+    raise ValueError(
+        "packed=True promises that no chunk is open, but the state's rows have"
+        f" {np.asarray(state.count).tolist()} tokens in theirs."
+    )
   if implementation == "reference":
+    if dtype is not None:
+      raise ValueError(
+          "implementation='reference' computes as its arrays come: dtype must"
+          f" be None, got {dtype!r}."
+      )
     return reference.scan(options, state, tokens, params, mask, resets)
   if queries.shape[1] == 1 and not packed:
     layout_lib.check_starts(resets, state.chunk_size)
@@ -162,13 +177,20 @@ def advance(
     tokens: chunk_lib.Chunk,
     params: networks.Params,
     layout: layout_lib.Layout | layout_lib.Token,
-    **kwargs,
+    checkpoint_every: int | None = None,
 ) -> tuple[Array, Array, MemoryState]:
   """Runs `scan_aligned`, or `step` where the layout is one token's."""
-  state = state_lib.conform(state, tokens)
+  state, tokens = state_lib.conform(state, tokens)
   if isinstance(layout, layout_lib.Token):
     return stepping.step(options, state, tokens, params, layout)
-  return scanning.scan_aligned(options, state, tokens, params, layout, **kwargs)
+  return scanning.scan_aligned(
+      options,
+      state,
+      tokens,
+      params,
+      layout,
+      checkpoint_every=checkpoint_every,
+  )
 
 
 def default_params(net, state: MemoryState, params):

@@ -13,6 +13,7 @@ on the queries (reads inside a chunk), and plainly (reads without update).
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from typing import Callable, Mapping, Protocol
 
 import jax
@@ -78,8 +79,10 @@ class MLP:
   norm: bool = True
 
   def __post_init__(self):
-    if self.depth < 1:
-      raise ValueError(f"MLP.depth must be at least 1, got {self.depth}.")
+    if not isinstance(self.depth, numbers.Integral) or self.depth < 1:
+      raise ValueError(
+          f"MLP.depth must be an integer of at least 1, got {self.depth!r}."
+      )
     if self.expansion <= 0:
       raise ValueError(f"MLP.expansion must be positive, got {self.expansion}.")
     if self.activation not in ACTIVATIONS:

@@ -21,6 +21,15 @@ Array = jax.Array
 _CONTRACTIONS = {"ab": (1, 0), "abT": (1, 1), "aTb": (0, 0)}
 
 
+def check_dtype(dtype) -> None:
+  """Raises ValueError for float64 where JAX has it switched off."""
+  if jnp.dtype(dtype) == jnp.float64 and not jax.config.jax_enable_x64:
+    raise ValueError(
+        "dtype float64 needs jax.config.update('jax_enable_x64', True) before"
+        " anything is computed."
+    )
+
+
 def at_least_float32(dtype):
   """Returns the dtype that state, gates and accumulators are kept in."""
   return jnp.promote_types(dtype, jnp.float32)

@@ -76,6 +76,7 @@ def scan_chunks(
     closes: Array | None,
     resets: Array | None,
     checkpoint_every: int | None = None,
+    recompute: bool = True,
 ) -> tuple[Array, Array, chunk_lib.Carry]:
   """Threads (W, S) through whole chunks.
 
@@ -89,6 +90,7 @@ def scan_chunks(
     closes: bool [B, A / b] or None, as in `chunk.Chunk`.
     resets: bool [B, A / b] or None.
     checkpoint_every: chunks per group of the backward pass.
+    recompute: as in `lax_scan`.
 
   Returns:
     Outputs [B, A, H, D], inner losses [B, A, H], and the carry at the end.
@@ -124,12 +126,19 @@ def scan_chunks(
       chunks,
       constants,
       group=checkpoint_every,
+      recompute=recompute,
   )
   return join(outputs), join(loss), carry
 
 
 def lax_scan(
-    step_fn: Callable[..., Any], init, xs, consts, *, group: int | None
+    step_fn: Callable[..., Any],
+    init,
+    xs,
+    consts,
+    *,
+    group: int | None = None,
+    recompute: bool = True,
 ):
   """`jax.lax.scan` with leading axes [B, H], keeping the carry once per group.
 
@@ -140,6 +149,7 @@ def lax_scan(
     consts: leaves [B, H, ...], or of size 1 there.
     group: steps per group: reverse-mode differentiation keeps the carry once
       per group and recomputes inside. None: about the square root of N.
+    recompute: False: keeps everything, for a caller that recomputes it all.
 
   Returns:
     The last carry, and ys, leaves [B, H, N, ...].
@@ -147,12 +157,14 @@ def lax_scan(
   body = _over_leading_axes(step_fn, consts, depth=2)
   steps = jax.tree.leaves(xs)[0].shape[2]
   xs = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), xs)
-  group = _group_size(steps, group)
+  group = _group_size(steps, group) if recompute else steps
 
   def run(carry, xs):
     return jax.lax.scan(lambda c, x: body(c, x, consts), carry, xs)
 
   if group == steps:
+    if recompute:
+      run = jax.checkpoint(run)
     carry, ys = run(init, xs)
     return carry, jax.tree.map(lambda y: jnp.moveaxis(y, 0, 2), ys)
   whole = steps // group * group
@@ -173,13 +185,9 @@ def lax_scan(
 def _group_size(steps: int, group: int | None) -> int:
   """Returns the steps per group, by default a divisor near the square root."""
   if group is None:
-    if steps <= 4:
-      return steps
     root = math.isqrt(steps)
     divisors = [g for g in range(root, 2 * root + 1) if steps % g == 0]
     return divisors[0] if divisors else root
-  if group < 1:
-    raise ValueError(f"checkpoint_every must be at least 1, got {group}.")
   return min(group, steps)
 
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from titans_jax.memory import chunk as chunk_lib
 from titans_jax.memory import layout as layout_lib
@@ -101,9 +102,13 @@ class MemoryState:
     chunk_start, opened, count = broadcast_rows(rows, batch_size)
     return MemoryState(chunk_start, self.initial, opened, count)
 
-  def current(self) -> chunk_lib.Carry:
-    """Returns W and S as of the last token seen."""
-    options = chunk_lib.Rule(net=None)
+  def current(self, dtype: Any = None) -> chunk_lib.Carry:
+    """Returns W and S as of the last token seen.
+
+    Args:
+      dtype: dtype of the products' operands; None: the state's.
+    """
+    options = chunk_lib.Rule(net=None, dtype=dtype)
 
     def close_head(carry, tokens, written):
       coefficients, last = end_coefficients(tokens, written)
@@ -217,12 +222,29 @@ def broadcast_rows(tree, batch_size: int):
   )
 
 
-def conform(state: MemoryState, tokens: chunk_lib.Chunk) -> MemoryState:
-  """Gives a state the form that the tokens' gates ask for.
+def conform(
+    state: MemoryState, tokens: chunk_lib.Chunk
+) -> tuple[MemoryState, chunk_lib.Chunk]:
+  """Gives a state and new tokens one form.
 
-  Without momentum S is left out. With gates per channel the open tokens' alpha
-  is repeated over the channels, which means the same.
+  Without momentum S is left out of the state. Where either has a gate alpha per
+  channel, the other's is repeated over the channels, which means the same.
+
+  Raises:
+    ValueError: the tokens have momentum and the state has none, or the state's
+      open chunk was begun with momentum and the tokens have none; tokens of a
+      wider dtype than the state's.
   """
+  dtype = state.open.keys.dtype
+  if jnp.promote_types(tokens.keys.dtype, dtype) != dtype:
+    raise ValueError(
+        f"Tokens of dtype {tokens.keys.dtype} do not fit a state of {dtype}:"
+        f" make the state of {tokens.keys.dtype} weights."
+    )
+  written = tokens.written
+  tokens = jax.tree.map(
+      lambda x: x.astype(dtype), tokens._replace(written=None)
+  )._replace(written=written)
   has_momentum = state.chunk_start.momentum is not None
   if tokens.momentum is not None and not has_momentum:
     raise ValueError(
@@ -230,19 +252,30 @@ def conform(state: MemoryState, tokens: chunk_lib.Chunk) -> MemoryState:
         " call init_state(..., momentum=True)."
     )
   if tokens.momentum is None and has_momentum:
+    if layout_lib.concrete(state.count) and np.any(state.count):
+      raise ValueError(
+          "Gates without momentum were given, but the state's open chunk was"
+          " begun with momentum: close it first (close_chunk)."
+      )
     state = dataclasses.replace(
         state,
         chunk_start=state.chunk_start._replace(momentum=None),
         initial=state.initial._replace(momentum=None),
         open=state.open._replace(momentum=None),
     )
-  forget = tuple(
-      jnp.broadcast_to(old, (*old.shape[:-1], new.shape[-1]))
-      if old.shape[-1] == 1
-      else old
-      for old, new in zip(state.open.forget, tokens.forget)
-  )
-  return dataclasses.replace(state, open=state.open._replace(forget=forget))
+
+  def widen(gates, others):
+    return tuple(
+        jnp.broadcast_to(
+            gate, (*gate.shape[:-1], max(gate.shape[-1], other.shape[-1]))
+        )
+        for gate, other in zip(gates, others)
+    )
+
+  forget = widen(state.open.forget, tokens.forget)
+  tokens = tokens._replace(forget=widen(tokens.forget, forget))
+  state = dataclasses.replace(state, open=state.open._replace(forget=forget))
+  return state, tokens
 
 
 def _begin_chunk(
@@ -261,9 +294,11 @@ def _begin_chunk(
   )
 
 
-def close_rows(state: MemoryState, rows: Array) -> MemoryState:
+def close_rows(
+    state: MemoryState, rows: Array, dtype: Any = None
+) -> MemoryState:
   """Ends the open chunk in the rows [B] that are True."""
-  return _begin_chunk(state, rows, state.current())
+  return _begin_chunk(state, rows, state.current(dtype))
 
 
 def start_documents(state: MemoryState, rows: Array) -> MemoryState:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +93,8 @@ def step(
   state = dataclasses.replace(
       state, open=opened._replace(written=written), count=count
   )
-  state = _change_rows(state_lib.close_rows, state, count == state.chunk_size)
+  close = functools.partial(state_lib.close_rows, dtype=options.dtype)
+  state = _change_rows(close, state, count == state.chunk_size)
 
   def read_head(carry, opened, written, queries, params):
     coefficients, _ = state_lib.end_coefficients(opened, written)

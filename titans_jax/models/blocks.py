@@ -10,6 +10,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from titans_jax import memory as memory_lib
+from titans_jax.layers import attention
 from titans_jax.layers import feed_forward
 from titans_jax.layers import linear
 from titans_jax.layers import neural_memory
@@ -26,6 +28,15 @@ MIXERS = {
     "mal": mixers.MemoryAsLayer,
     "lmm": mixers.LongTermMemory,
     "transformer": mixers.AttentionOnly,
+}
+
+
+_STATES = {
+    "mac": memory_as_context.MACState,
+    "mag": mixers.MemoryWindowState,
+    "mal": mixers.MemoryWindowState,
+    "lmm": neural_memory.NeuralMemoryState,
+    "transformer": attention.WindowState,
 }
 
 
@@ -48,6 +59,37 @@ class BlockState(NamedTuple):
         jnp.broadcast_to(self.position, batch_size),
         jnp.broadcast_to(self.document, batch_size),
         self.mixer.broadcast(batch_size),
+    )
+
+
+def check_state(state: BlockState, config: config_lib.TitansConfig) -> None:
+  """Raises ValueError for the state of a model of another form."""
+  mixer = state.mixer
+  if not isinstance(mixer, _STATES[config.variant]):
+    raise ValueError(
+        f"The state is that of another variant than {config.variant!r}."
+    )
+  parts = jax.tree.leaves(
+      mixer,
+      is_leaf=lambda x: isinstance(
+          x, (memory_lib.MemoryState, attention.WindowState)
+      ),
+  )
+  for part in parts:
+    if isinstance(part, memory_lib.MemoryState):
+      neural_memory.check_chunk_size(part, config.chunk_size)
+    if isinstance(part, attention.WindowState):
+      _check_places(part.ring, config.window or config.max_length, "a window")
+  if isinstance(mixer, memory_as_context.MACState):
+    _check_places(mixer.sequence, config.segment_length, "segments")
+
+
+def _check_places(cache, expected: int, name: str) -> None:
+  found = cache.keys.shape[1]
+  if found != expected:
+    raise ValueError(
+        f"The state is that of a model with {name} of {found} tokens, but this"
+        f" one has {expected}."
     )
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 
 from titans_jax import memory as memory_lib
 
@@ -43,6 +44,8 @@ class TitansConfig:
     max_learning_rate: theta_max; None: what the network bears.
     forget_bias: initial bias of alpha's logit.
     max_grad_norm: bound on a token's inner gradient per memory layer, or None.
+      On text 1 was seen to help (MAC's memory above all, which may grow without
+      it); where few tokens must be written strongly it is in the way.
     normalize_values: RMS-normalises the memory's values.
     conv_size: taps of the memory's convolutions; 0: none.
     rope_theta: base of the rotary frequencies.
@@ -128,11 +131,16 @@ class TitansConfig:
           f"variant={self.variant!r} needs a window: full attention (window ="
           " None) is for variant='transformer'."
       )
-    if self.max_learning_rate is not None and self.max_learning_rate <= 0:
-      raise ValueError(
-          "max_learning_rate must be positive or None, got"
-          f" {self.max_learning_rate}."
-      )
+    for name in ("max_learning_rate", "max_grad_norm", "rope_theta"):
+      value = getattr(self, name)
+      if value is not None and not value > 0:
+        raise ValueError(f"{name} must be positive, got {value!r}.")
+    for name in ("init", "apply", "layer_shapes"):
+      if not hasattr(self.memory, name):
+        raise ValueError(
+            "memory must be a memory network, titans.memory.MLP() say, got"
+            f" {self.memory!r}."
+        )
 
   @property
   def unit(self) -> int:
@@ -148,7 +156,8 @@ def _check_choice(name: str, value, choices) -> None:
 
 
 def _check_at_least(name: str, value, least: int) -> None:
-  if not isinstance(value, int) or isinstance(value, bool) or value < least:
+  whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+  if not whole or value < least:
     raise ValueError(
         f"{name} must be an integer of at least {least}, got {value!r}."
     )

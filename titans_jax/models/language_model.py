@@ -13,6 +13,7 @@ import numpy as np
 
 from titans_jax.layers import linear
 from titans_jax.memory import layout as layout_lib
+from titans_jax.memory import products
 from titans_jax.models import blocks
 from titans_jax.models import config as config_lib
 from titans_jax.models import loss as loss_lib
@@ -36,6 +37,8 @@ class TitansLM(nn.Module):
 
   def setup(self):
     config = self.config
+    for dtype in (config.dtype, config.param_dtype):
+      products.check_dtype(dtype)
     # Rows of deviation d**-0.5, multiplied by sqrt(d) on the way in: the
     # residual stream and tied logits both start at unit variance.
     self.embedding = self.param(
@@ -47,7 +50,12 @@ class TitansLM(nn.Module):
     self.blocks = blocks.Block(config)
     self.final_norm = linear.rms_norm(config)
     if not config.tie_embeddings:
-      self.unembed = linear.dense(config.vocab_size, config)
+      self.unembedding = self.param(
+          "unembedding",
+          nn.initializers.normal(config.model_dim**-0.5),
+          (config.vocab_size, config.model_dim),
+          config.param_dtype,
+      )
 
   def __call__(
       self,
@@ -78,8 +86,9 @@ class TitansLM(nn.Module):
 
     Raises:
       ValueError: shapes that do not fit; and, where the values are concrete,
-        tokens outside the vocabulary, documents off the boundaries, a full
-        attention cache.
+        tokens outside the vocabulary, documents off the boundaries, more tokens
+        than full attention holds. (Traced, it would see the last max_length
+        tokens only.)
     """
     layout, document = self._layout(tokens, state, mask, document_ids)
     hidden, state, _ = self._read(
@@ -87,6 +96,8 @@ class TitansLM(nn.Module):
     )
     if isinstance(layout, layout_lib.Layout):
       hidden = layout.restore(hidden)
+    elif mask is not None:
+      hidden = jnp.where(mask[..., None], hidden, 0)
     return self._logits(hidden), state
 
   def loss(
@@ -121,7 +132,9 @@ class TitansLM(nn.Module):
       raise ValueError(
           f"targets {targets.shape} and tokens {tokens.shape} differ in shape."
       )
-    _check_vocabulary(targets, self.config.vocab_size, "targets", least=None)
+    if mask is None or layout_lib.concrete(mask, targets):
+      scored = targets if mask is None else np.where(mask, targets, -1)
+      _check_vocabulary(scored, self.config.vocab_size, "targets", least=None)
     layout, document = self._layout(tokens, state, mask, document_ids)
     hidden, state, gauges = self._read(
         tokens, state, layout, document, update_memory
@@ -191,22 +204,29 @@ class TitansLM(nn.Module):
     """Raises ValueError for concrete tokens outside the vocabulary."""
     _check_vocabulary(tokens, self.config.vocab_size, "tokens")
 
-  def check_room(self, state: State | None, length: int) -> None:
-    """Raises ValueError where full attention cannot hold `length` more tokens.
+  def check_room(self, state: State | None, lengths: Array | int) -> None:
+    """Raises ValueError where full attention cannot hold so many more tokens.
 
-    All other variants read on without bound.
+    All other variants read on without bound. Where the state's position is
+    traced only the new tokens can be counted.
+
+    Args:
+      state: what was read before, or None.
+      lengths: int [B], or one for all rows: the tokens to come.
     """
     config = self.config
     if config.variant != "transformer" or config.window is not None:
       return
-    seen = 0
+    position = np.zeros(1, np.int32)
     if state is not None and layout_lib.concrete(state[0].position):
-      seen = int(np.max(state[0].position))
-    if seen + length > config.max_length:
+      position = np.asarray(state[0].position)
+    seen, more = np.broadcast_arrays(position, np.asarray(lengths))
+    row = np.argmax(seen + more)
+    if seen[row] + more[row] > config.max_length:
       raise ValueError(
           f"Full attention holds max_length={config.max_length} tokens, but"
-          f" {seen} were read and {length} more are to come. Set max_length, or"
-          " a window."
+          f" {seen[row]} were read and {more[row]} more are to come. Set"
+          " max_length, or a window."
       )
 
   # --------------------------------------------------------------------------
@@ -238,8 +258,12 @@ class TitansLM(nn.Module):
     config = self.config
     _check_call(tokens, state, mask, document_ids, config)
     batch, length = tokens.shape
-    if document_ids is None:
+    if document_ids is not None:
+      self.check_room(None, _longest_document(document_ids, mask))
+    elif mask is None:
       self.check_room(state, length)
+    elif layout_lib.concrete(mask):
+      self.check_room(state, np.sum(mask, axis=1))
     unit = config.unit
     position = None if state is None else state[0].position
     document = jnp.full(batch, -1, jnp.int32)
@@ -309,13 +333,12 @@ class TitansLM(nn.Module):
     return x, tuple(states), jax.tree.map(lambda *g: jnp.stack(g), *gauges)
 
   def _logits(self, hidden: Array) -> Array:
-    if not self.config.tie_embeddings:
-      return self.unembed(hidden)
-    embedding = self.embedding.astype(self.config.dtype)
+    tied = self.config.tie_embeddings
+    matrix = self.embedding if tied else self.unembedding
     return jnp.einsum(
         "btd,vd->btv",
         hidden,
-        embedding,
+        matrix.astype(self.config.dtype),
         preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
     )
 
@@ -359,6 +382,18 @@ def _document_starts(ids, document, mask):
   return mask & (ids != before), known[:, -1]
 
 
+def _longest_document(ids, mask) -> int:
+  """Returns the tokens of the longest document, at most, where ids are known."""
+  if not layout_lib.concrete(ids, mask):
+    return 0
+  longest = 0
+  for row, ids_of_row in enumerate(np.asarray(ids)):
+    real = ids_of_row if mask is None else ids_of_row[np.asarray(mask)[row]]
+    ends = np.flatnonzero(np.diff(real, append=real[-1:] + 1))
+    longest = max(longest, int(np.diff(ends, prepend=-1).max(initial=0)))
+  return longest
+
+
 def _check_vocabulary(tokens, vocab_size, name, least=0) -> None:
   if not layout_lib.concrete(tokens):
     return
@@ -389,10 +424,13 @@ def _check_call(tokens, state, mask, document_ids, config) -> None:
         f"mask must be bool of shape {tokens.shape}, got {mask.dtype} of shape"
         f" {mask.shape}."
     )
-  if document_ids is not None and document_ids.shape != tokens.shape:
+  if document_ids is not None and (
+      document_ids.shape != tokens.shape
+      or not jnp.issubdtype(document_ids.dtype, jnp.integer)
+  ):
     raise ValueError(
-        f"document_ids must have shape {tokens.shape}, got"
-        f" {document_ids.shape}."
+        f"document_ids must be integers of shape {tokens.shape}, got"
+        f" {document_ids.dtype} of shape {document_ids.shape}."
     )
   if mask is None or layout_lib.concrete(mask):
     real = tokens
@@ -410,3 +448,4 @@ def _check_call(tokens, state, mask, document_ids, config) -> None:
       raise ValueError(
           f"The state holds {rows} rows, but the batch has {batch}."
       )
+    blocks.check_state(state[0], config)

@@ -8,14 +8,11 @@ already been written with the whole segment. Here a segment of C tokens goes
 
     recall   h_i = M_{W}(q(x_i)),     W the weights at the segment's start
     attend   y_i = attention of x_i over [P | h_1..h_i | x_1..x_i]
-    write    k, v and gates from norm(y), token by token
-    read     m_i = M_{W_i}(q(norm(y_i))),   after y_i's own write
+    write    k, v and gates from y, token by token
+    read     m_i = M_{W_i}(q(y_i)),   after y_i's own write
     gate     o_i = norm(y_i) * sigmoid(norm(m_i))
 
 so that no output sees a later token. P is seen by attention and not written.
-The memory's input is RMS-normalised here as everywhere: without it, gates and
-keys depend on the scale that attention's output happens to have, and the inner
-updates were seen to grow until training spiked.
 """
 
 from __future__ import annotations
@@ -29,7 +26,6 @@ import jax
 import jax.numpy as jnp
 
 from titans_jax.layers import attention as attention_lib
-from titans_jax.layers import linear
 from titans_jax.layers import neural_memory as neural_memory_lib
 from titans_jax.memory import chunk as chunk_lib
 from titans_jax.memory import conditional
@@ -112,7 +108,6 @@ class MemoryAsContext(nn.Module):
     self.attention = attention_lib.Attention(
         **mixers.attention_sizes(self.config)
     )
-    self.norm = linear.rms_norm(self.config)
     self.gate = mixers.Gate(self.config)
 
   def initial_state(self, prefix: Array) -> MACState:
@@ -155,7 +150,7 @@ class MemoryAsContext(nn.Module):
     recall_queries, recall = self.memory.queries(x, state.recall, layout)
     places = jnp.arange(size)[None] % length
     queries = self.attention.queries(x)
-    sequence = self._rotated_keys_values(x, places)
+    sequence = self.rotated_keys_values(x, places)
     if layout.offset is not None:
       first = jax.tree.map(lambda s: s[:, :length], sequence)
       first = _put_open(first, state.sequence, layout.offset)
@@ -216,7 +211,8 @@ class MemoryAsContext(nn.Module):
     gauges = self.memory.gauges(tokens, loss, carry.memory, layout.mask)
     return join(outputs), state, gauges
 
-  def _rotated_keys_values(self, x: Array, places: Array) -> KeysValues:
+  def rotated_keys_values(self, x: Array, places: Array) -> KeysValues:
+    """Returns attention's keys and values of x [B, A, d] at places [B, A]."""
     keys, values = self.attention.keys_values(x)
     return KeysValues(self.attention.rotate(keys, places), values)
 
@@ -244,8 +240,11 @@ class MemoryAsContext(nn.Module):
           new,
       )
 
-    recalled = put(state.recalled, self._rotated_keys_values(h, place[:, None]))
-    sequence = put(state.sequence, self._rotated_keys_values(x, place[:, None]))
+    caches = attention_lib.clear_rows(
+        token.starts, (state.recalled, state.sequence)
+    )
+    recalled = put(caches[0], self.rotated_keys_values(h, place[:, None]))
+    sequence = put(caches[1], self.rotated_keys_values(x, place[:, None]))
     queries = self.attention.queries(x)
     seen = jnp.arange(length) <= place[:, None]
     y = attention_lib.attend(
@@ -257,7 +256,7 @@ class MemoryAsContext(nn.Module):
     )
     y = self.attention.output(y)
     m, memory, gauges = self.memory.apply_aligned(
-        self.norm(y), state.memory, token, update_memory
+        y, state.memory, token, update_memory
     )
     complete = place + 1 == length
     if token.mask is not None:
@@ -299,7 +298,7 @@ def _run_segment(
     weights = carry.segment_start
   h = memory.recall(weights, segment.recall_queries, segment.x)
   places = jnp.arange(length)[None]
-  recalled = mixer._rotated_keys_values(h, places)  # pylint: disable=protected-access
+  recalled = mixer.rotated_keys_values(h, places)
   if part.offset is not None:
     recalled = _put_open(recalled, state.recalled, part.offset)
   causal = jnp.tril(jnp.ones((length, length), bool))
@@ -311,15 +310,13 @@ def _run_segment(
       jnp.tile(causal, 2)[None],
   )
   y = mixer.attention.output(y)
-  written = mixer.norm(y)
-  queries, query = memory.queries(written, carry.query, part)
-  tokens, write = memory.writes(written, carry.write, part, update_memory)
+  queries, query = memory.queries(y, carry.query, part)
+  tokens, write = memory.writes(y, carry.write, part, update_memory)
   tokens = scanning.with_written(tokens._replace(queries=queries), part)
   if part.offset is not None:
     opened = dataclasses.replace(state.memory.memory, count=open_count)
     first = part.offset // config.chunk_size * config.chunk_size
     tokens = state_lib.put_open(opened, tokens, first)
-  chunks = length // config.chunk_size
   outputs, loss, new = scanning.scan_chunks(
       memory.options,
       carry.memory,
@@ -329,9 +326,11 @@ def _run_segment(
       chunk_size=config.chunk_size,
       closes=part.closed(config.chunk_size),
       resets=None,
-      checkpoint_every=config.checkpoint_every or chunks,
+      # The whole segment is recomputed already.
+      checkpoint_every=config.checkpoint_every,
+      recompute=config.checkpoint_every is not None,
   )
-  m = memory.output(outputs, written)
+  m = memory.output(outputs, y)
   segment_start = new.weights
   if part.end is not None:
     complete = part.end == length

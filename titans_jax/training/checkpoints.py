@@ -39,17 +39,24 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-  """The checkpoints of one run, in `directory`."""
+  """The checkpoints of one run, in `directory`.
 
-  def __init__(self, directory: str | os.PathLike[str], *, keep: int = 3):
+  Only the run itself opens them to write (`keep` says how many stay); whoever
+  reads leaves a save that is under way alone.
+  """
+
+  def __init__(
+      self, directory: str | os.PathLike[str], *, keep: int | None = None
+  ):
     self.directory = pathlib.Path(directory).absolute()
-    self._manager = ocp.CheckpointManager(
-        self.directory,
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True
-        ),
-    )
-    self._last_good = self._manager.latest_step()
+    if keep is None:
+      options = ocp.CheckpointManagerOptions(read_only=True)
+    else:
+      options = ocp.CheckpointManagerOptions(
+          max_to_keep=keep, cleanup_tmp_directories=True
+      )
+    self._manager = ocp.CheckpointManager(self.directory, options=options)
+    self._last_good: int | None = None
 
   def last_good(self) -> str:
     """Names the newest checkpoint that is known to be whole."""
@@ -61,7 +68,7 @@ class Checkpoints:
 
   def check_space(self, state: step_lib.TrainState) -> None:
     """Raises CheckpointError if the disk cannot hold one more checkpoint."""
-    needed = sum(x.nbytes for x in jax.tree.leaves(state))
+    needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     free = shutil.disk_usage(self.directory).free
     if free < needed:
       raise CheckpointError(
@@ -87,7 +94,7 @@ class Checkpoints:
         "checksums": _checksums(state),
     }
     try:
-      self._manager.save(
+      saving = self._manager.save(
           step,
           args=ocp.args.Composite(
               params=ocp.args.StandardSave(state.params),
@@ -97,6 +104,11 @@ class Checkpoints:
       )
     except Exception as error:
       raise self._failed(step, error) from error
+    if not saving:
+      raise CheckpointError(
+          f"Step {step} is not behind the newest checkpoint in"
+          f" {self.directory}, and was not saved."
+      )
     self._saving = step
 
   _saving: int | None = None
@@ -120,22 +132,35 @@ class Checkpoints:
         f" in {self.directory}): {_first_line(error)}; {self.last_good()}."
     )
 
-  def restore(self, like: step_lib.TrainState) -> Restored | None:
+  def restore(
+      self, like: step_lib.TrainState, run: dict[str, Any]
+  ) -> Restored | None:
     """Returns the newest whole checkpoint, or None where there is none.
 
     Damaged ones behind it are put aside as `STEP.damaged`: the run that goes on
     will save these steps anew.
 
     Args:
-      like: a state of the same shapes, whose shardings the result gets.
+      like: a state of the same shapes and shardings, abstract or not.
+      run: the configuration that is to go on, plain values.
 
     Raises:
-      CheckpointError: there are checkpoints, but none is whole.
+      CheckpointError: there are checkpoints, but none is whole, or they are
+        those of another run.
     """
     steps = self._steps()
     for step in steps:
+      meta = self._meta_or_none(step)
+      if meta is None:
+        continue
+      others = list(config_lib.differences(meta["run"], run))
+      if others:
+        raise CheckpointError(
+            f"{self.directory} holds checkpoints of another run:"
+            f" {'; '.join(others)}."
+        )
       try:
-        restored = self._restore(step, like)
+        restored = self._restore(step, like, meta)
       except Exception as error:  # pylint: disable=broad-except
         self._damaged(step, error)
         continue
@@ -148,14 +173,13 @@ class Checkpoints:
       )
     return None
 
-  def _restore(self, step: int, like: step_lib.TrainState) -> Restored:
-    meta = self._meta(step)
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+  def _restore(self, step, like, meta) -> Restored:
+    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     items = self._manager.restore(
         step,
         args=ocp.args.Composite(
-            params=ocp.args.StandardRestore(abstract.params),
-            optimizer=ocp.args.StandardRestore(_optimizer_item(abstract)),
+            params=ocp.args.StandardRestore(like.params),
+            optimizer=ocp.args.StandardRestore(_optimizer_item(like)),
         ),
     )
     state = step_lib.TrainState(
@@ -186,28 +210,26 @@ class Checkpoints:
         )
       steps = [step]
     for candidate in steps:
+      meta = self._meta_or_none(candidate)
+      if meta is None:
+        continue
+      config_lib.check_version(meta["run"])
       try:
-        return *self._restore_params(candidate), candidate
+        return self._restore_params(candidate, meta), meta["run"], candidate
       except Exception as error:  # pylint: disable=broad-except
         self._damaged(candidate, error)
     raise CheckpointError(
         f"None of the checkpoints {steps} in {self.directory} can be read."
     )
 
-  def _restore_params(self, step: int) -> tuple[Any, dict[str, Any]]:
-    meta = self._meta(step)
-    config_lib.check_version(meta["run"])
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        jax.eval_shape(functools.partial(_params, meta["run"])),
-    )
+  def _restore_params(self, step: int, meta: dict[str, Any]) -> Any:
+    like = abstract(functools.partial(_params, meta["run"]))
     items = self._manager.restore(
         step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like))
     )
     sums = _checksums({"params": items["params"]})
     _check_sums(sums, meta["checksums"])
-    return items["params"], meta["run"]
+    return items["params"]
 
   def close(self) -> None:
     self._manager.close()
@@ -215,9 +237,17 @@ class Checkpoints:
   def _steps(self) -> list[int]:
     return sorted(self._manager.all_steps(), reverse=True)
 
-  def _meta(self, step: int) -> dict[str, Any]:
+  def _meta_or_none(self, step: int) -> dict[str, Any] | None:
+    """Returns what stands beside the arrays; None, and says so, if damaged."""
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-    return self._manager.restore(step, args=args)["meta"]
+    try:
+      meta = self._manager.restore(step, args=args)["meta"]
+      if {"run", "data", "checksums"} <= set(meta):
+        return meta
+      raise CheckpointError(f"its description holds only {sorted(meta)}")
+    except Exception as error:  # pylint: disable=broad-except
+      self._damaged(step, error)
+      return None
 
   def _put_aside(self, steps: list[int]) -> None:
     for step in steps:
@@ -250,6 +280,15 @@ def open_checkpoints(path: str | os.PathLike[str]) -> Checkpoints:
   raise CheckpointError(
       f"{path} holds no checkpoint. Give the --workdir of a run of"
       " experiments.pretrain."
+  )
+
+
+def abstract(make) -> Any:
+  """Returns the shapes that make() has, on this process's first device."""
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+      jax.eval_shape(make),
   )
 
 

@@ -5,13 +5,23 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, Iterator
 
 from titans_jax import memory as memory_lib
 from titans_jax.models import config as model_config
 
 # Increased when checkpoints or config.json change their form.
 FORMAT_VERSION = 1
+
+# A run that is resumed may change these; anything else makes it another run.
+FREE = (
+    ("train", "log_every"),
+    ("train", "eval_every"),
+    ("train", "checkpoint_every"),
+    ("train", "keep_checkpoints"),
+    ("data", "cache_dir"),
+)
 
 
 def _at_least(config, least, *names) -> None:
@@ -50,6 +60,8 @@ class DataConfig:
 
   def __post_init__(self):
     _at_least(self, 1, "sequence_length", "batch_size")
+    if self.max_heldout_sequences is not None:
+      _at_least(self, 1, "max_heldout_sequences")
     if not 0 < self.heldout_fraction < 1:
       raise ValueError(
           "data.heldout_fraction must lie between 0 and 1, got"
@@ -63,7 +75,7 @@ class OptimizerConfig:
 
   Attributes:
     learning_rate: at the peak.
-    warmup_steps: steps of linear warm-up.
+    warmup_steps: steps of linear warm-up, at most all but the last.
     final_fraction: learning rate at the end, as a share of the peak.
     weight_decay: of projections and embeddings; norms, biases, gates, persistent
       tokens and the initial memory are not decayed.
@@ -85,9 +97,15 @@ class OptimizerConfig:
   def __post_init__(self):
     _at_least(self, 0, "warmup_steps", "weight_decay")
     for name in ("learning_rate", "epsilon", "max_grad_norm"):
-      if getattr(self, name) <= 0:
+      if not 0 < getattr(self, name) < math.inf:
         raise ValueError(
             f"optimizer.{name} must be positive, got {getattr(self, name)}."
+        )
+    for name in ("b1", "b2", "final_fraction"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(
+            f"optimizer.{name} must lie between 0 and 1, got"
+            f" {getattr(self, name)}."
         )
 
 
@@ -147,6 +165,10 @@ class RunConfig:
   seed: int = 0
 
   def __post_init__(self):
+    if not 0 <= self.seed < 2**32:
+      raise ValueError(
+          f"seed must be at least 0 and below 2**32, got {self.seed}."
+      )
     if self.data.batch_size % self.train.accumulation:
       raise ValueError(
           f"data.batch_size={self.data.batch_size} is not a multiple of"
@@ -183,6 +205,19 @@ def run_config(values: dict[str, Any], data_class=DataConfig) -> RunConfig:
       train=TrainConfig(**values["train"]),
       seed=values["seed"],
   )
+
+
+def differences(saved, wanted, path=()) -> Iterator[str]:
+  """Says in which fields two runs' plain values differ, but those in `FREE`."""
+  for name in sorted(set(saved) | set(wanted)):
+    here = (*path, name)
+    if here in FREE:
+      continue
+    old, new = saved.get(name), wanted.get(name)
+    if isinstance(old, dict) and isinstance(new, dict):
+      yield from differences(old, new, here)
+    elif old != new:
+      yield f"{'.'.join(here)} is {old!r} there and {new!r} here"
 
 
 def check_version(values: dict[str, Any]) -> None:

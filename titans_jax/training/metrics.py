@@ -29,10 +29,10 @@ class MetricWriter:
     workdir = pathlib.Path(workdir)
     self.path = workdir / "metrics.jsonl"
     rows = [row for row in read_metrics(workdir) if row["step"] <= resume_step]
-    _replace(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+    replace(self.path, "".join(json.dumps(row) + "\n" for row in rows))
     self._file = self.path.open("a")
     self._board = tensorboardX.SummaryWriter(
-        str(workdir), purge_step=resume_step + 1 if resume_step else None
+        str(workdir), purge_step=resume_step + 1
     )
 
   def write(self, step: int, values: dict[str, float]) -> None:
@@ -91,7 +91,7 @@ def plot_learning_curve(workdir: str | os.PathLike[str]) -> pathlib.Path:
   return path
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
+def replace(path: pathlib.Path, text: str) -> None:
   """Writes a file whole or not at all."""
   part = path.with_name(path.name + ".part")
   part.write_text(text)

@@ -28,8 +28,8 @@ def run_config_dict(
 ) -> ml_collections.ConfigDict:
   """Returns every field of a run, with other values where given.
 
-  A field that may be None is a placeholder: it can be set from the command
-  line, and what it stands for is worked out from the other fields.
+  A field that may be None can be set to None and to a value from the command
+  line; its type is checked by `run_config`.
 
   Args:
     model: fields of `TitansConfig`; `memory` a dictionary of fields of `MLP`.
@@ -44,7 +44,7 @@ def run_config_dict(
   net = _section(memory_lib.MLP, model.pop("memory", {}))
   fields = _section(model_config.TitansConfig, model, skip=("memory",))
   if "vocab_size" not in model:
-    fields["vocab_size"] = config_dict.placeholder(int)
+    fields["vocab_size"] = config_dict.placeholder(object)
   return ml_collections.ConfigDict(
       {
           "model": {**fields, "memory": net},
@@ -61,8 +61,14 @@ def run_config(
     default_vocab_size: int,
     data_class=config_lib.DataConfig,
 ) -> config_lib.RunConfig:
-  """Returns the run that a dictionary of `run_config_dict` describes."""
+  """Returns the run that a dictionary of `run_config_dict` describes.
+
+  Raises:
+    ValueError: values of another type than their field's, or out of range.
+  """
   values = values.to_dict()
+  _check_optional(model_config.TitansConfig, "model", values["model"])
+  _check_optional(data_class, "data", values["data"])
   if values["model"]["vocab_size"] is None:
     values["model"]["vocab_size"] = default_vocab_size
   return config_lib.run_config(values, data_class)
@@ -76,8 +82,8 @@ def _section(cls, values: dict[str, Any], skip=()) -> dict[str, Any]:
     if field.name in skip:
       continue
     value = values.get(field.name, field.default)
-    if value is None:
-      value = config_dict.placeholder(_optional_type(hints[field.name]))
+    if isinstance(hints[field.name], types.UnionType):
+      value = config_dict.FieldReference(value, field_type=object)
     elif hints[field.name] is float:
       value = float(value)
     section[field.name] = value
@@ -90,8 +96,18 @@ def _section(cls, values: dict[str, Any], skip=()) -> dict[str, Any]:
   return section
 
 
-def _optional_type(hint) -> type:
-  """Returns X of `X | None`."""
-  if isinstance(hint, types.UnionType):
-    return next(t for t in typing.get_args(hint) if t is not type(None))
-  return hint
+def _check_optional(cls, section: str, values: dict[str, Any]) -> None:
+  """Raises ValueError where an optional field holds another type than its own."""
+  hints = typing.get_type_hints(cls)
+  for name, value in values.items():
+    hint = hints.get(name)
+    if not isinstance(hint, types.UnionType) or value is None:
+      continue
+    (kind,) = set(typing.get_args(hint)) - {type(None)}
+    if kind is float and type(value) is int:
+      value = float(value)
+    if type(value) is not kind:
+      raise ValueError(
+          f"--config.{section}.{name} must be {kind.__name__} or None, got"
+          f" {value!r}."
+      )

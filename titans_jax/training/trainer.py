@@ -27,15 +27,6 @@ from titans_jax.training import optimizer as optimizer_lib
 from titans_jax.training import step as step_lib
 from titans_jax.training import tasks
 
-# A run that is resumed may change these; anything else makes it another run.
-_FREE = (
-    ("train", "log_every"),
-    ("train", "eval_every"),
-    ("train", "checkpoint_every"),
-    ("train", "keep_checkpoints"),
-    ("data", "cache_dir"),
-)
-
 
 class Result(NamedTuple):
   """What a run leaves behind.
@@ -53,7 +44,7 @@ class Result(NamedTuple):
 
 
 class NonFiniteLossError(RuntimeError):
-  """The loss became infinite or not a number."""
+  """The loss, gradient or parameters became infinite or not a number."""
 
 
 def train(
@@ -83,21 +74,25 @@ def train(
   workdir = pathlib.Path(workdir)
   check_same_run(run, workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  (workdir / "config.json").write_text(json.dumps(run.to_dict(), indent=2))
+  metrics_lib.replace(
+      workdir / "config.json", json.dumps(run.to_dict(), indent=2)
+  )
   optimizer = optimizer_lib.make_optimizer(run.optimizer, run.train.num_steps)
   checkpoints = checkpoints_lib.Checkpoints(
       workdir / "checkpoints", keep=run.train.keep_checkpoints
   )
   with contextlib.closing(checkpoints), _sigterm() as stop:
     init = functools.partial(step_lib.init_state, model, optimizer, run.seed)
-    state = jax.jit(init)()
-    print(parameter_table(state.params), flush=True)
-    restored = checkpoints.restore(state)
-    if restored is not None:
+    like = checkpoints_lib.abstract(init)
+    print(parameter_table(like.params), flush=True)
+    restored = checkpoints.restore(like, run.to_dict())
+    checkpoints.check_space(like)
+    if restored is None:
+      state = jax.jit(init)()
+    else:
       _check_same_data(restored.data, task)
       state = restored.state
       print(f"Resuming from step {int(state.step)}.", flush=True)
-    checkpoints.check_space(state)
     loop = _Loop(run, workdir, model, optimizer, task, checkpoints, state)
     return loop.run_until_done(stop)
 
@@ -141,17 +136,16 @@ class _Loop:
     # run finds is then exactly what the stopped one left.
     while True:
       done = step == last
+      stopping = done or stop.is_set()  # asked once: a signal may come later
       fresh = step > self.first_step
       if fresh and (done or step % run.train.eval_every == 0):
         self._finish_step()
         self._evaluate(step)
-      if fresh and (
-          done or stop.is_set() or step % run.train.checkpoint_every == 0
-      ):
+      if fresh and (stopping or step % run.train.checkpoint_every == 0):
         # A step's loss is looked at before its parameters are kept.
         self._finish_step()
         self._save()
-      if done or stop.is_set():
+      if stopping:
         break
       batch = next(self.batches)
       if compiled is None:
@@ -165,7 +159,7 @@ class _Loop:
     self.progress.close()
     if done:
       if self.evaluation is None:  # resumed behind the last step
-        self.evaluation = _last_evaluation(self.workdir)
+        self.evaluation = self.task.evaluate(self.state.params)
       metrics_lib.plot_learning_curve(self.workdir)
     else:
       print(
@@ -196,14 +190,18 @@ class _Loop:
     (step, tokens, metrics), self.pending = self.pending, None
     row = metrics_lib.flatten(jax.device_get(metrics))
     del row["num_tokens"]
-    if not math.isfinite(row["loss"]):
-      self._stop_non_finite(step, row)
+    # The loss is that of the parameters before the step, their norm behind it.
+    for name in ("loss", "grad_norm", "param_norm"):
+      if not math.isfinite(row[name]):
+        self._stop_non_finite(name, step, row)
     row["learning_rate"] = float(self.schedule(step - 1))
     rate = self.progress.update(step, tokens, row["loss"])
     if step % self.run.train.log_every == 0 or step == 1:
       self.writer.write(step, row | {"tokens_per_second": rate})
 
-  def _stop_non_finite(self, step: int, row: dict[str, float]) -> None:
+  def _stop_non_finite(
+      self, name: str, step: int, row: dict[str, float]
+  ) -> None:
     self.writer.write(step, row)
     gauges = ", ".join(
         f"{name.removeprefix('memory/')}={value:.4g}"
@@ -212,10 +210,10 @@ class _Loop:
     )
     self.checkpoints.wait()
     raise NonFiniteLossError(
-        f"The loss is {row['loss']} at step {step} (gradient norm"
-        f" {row['grad_norm']:.4g}; memory: {gauges or 'none'});"
+        f"The {name} is {row[name]} at step {step} (loss {row['loss']:.4g},"
+        f" gradient norm {row['grad_norm']:.4g}; memory: {gauges or 'none'});"
         f" {self.checkpoints.last_good()}. A lower optimizer.learning_rate, or"
-        " model.max_grad_norm=1, may help."
+        " model.max_grad_norm=1, may help, in another --workdir."
     )
 
   def _evaluate(self, step: int) -> None:
@@ -315,24 +313,12 @@ def check_same_run(run: config_lib.RunConfig, workdir: pathlib.Path) -> None:
     saved = json.loads(path.read_text())
   except json.JSONDecodeError as error:
     raise ValueError(f"{path} is not readable as JSON: {error}.") from error
-  differences = list(_differences(saved, run.to_dict()))
+  differences = list(config_lib.differences(saved, run.to_dict()))
   if differences:
     raise ValueError(
         f"--workdir={workdir} holds another run: {'; '.join(differences)}."
         " Choose another --workdir, or the same configuration to resume."
     )
-
-
-def _differences(saved, wanted, path=()) -> Iterator[str]:
-  for name in sorted(set(saved) | set(wanted)):
-    here = (*path, name)
-    if here in _FREE:
-      continue
-    old, new = saved.get(name), wanted.get(name)
-    if isinstance(old, dict) and isinstance(new, dict):
-      yield from _differences(old, new, here)
-    elif old != new:
-      yield f"{'.'.join(here)} is {old!r} there and {new!r} here"
 
 
 def _check_same_data(data: dict[str, Any], task: tasks.Task) -> None:
@@ -343,14 +329,6 @@ def _check_same_data(data: dict[str, Any], task: tasks.Task) -> None:
         f" {task.fingerprint}. (The text of 'builtin' is that of the running"
         " Python.) Restore the data, or choose another --workdir."
     )
-
-
-def _last_evaluation(workdir: pathlib.Path) -> dict[str, float] | None:
-  rows = metrics_lib.read_metrics(workdir)
-  rows = [row for row in rows if "eval_loss" in row]
-  if not rows:
-    return None
-  return {k: v for k, v in rows[-1].items() if k != "step"}
 
 
 def parameter_table(params) -> str:
