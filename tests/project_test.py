@@ -160,7 +160,3 @@ class ProjectTest(absltest.TestCase):
       self.assertTrue((ROOT / "experiments" / f"{name}.py").exists(), name)
     for path in set(re.findall(r"(?:experiments/configs|docs)/[\w.]+", readme)):
       self.assertTrue((ROOT / path).exists(), path)
-
-
-if __name__ == "__main__":
-  absltest.main()

@@ -6,7 +6,6 @@ import itertools
 import json
 import pathlib
 
-from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
@@ -185,7 +184,3 @@ class BatchesTest(parameterized.TestCase):
   def test_batch_size_and_processes(self):
     with self.assertRaisesRegex(ValueError, "batch_size=8 is not a multiple"):
       self.take(1, process_count=3)
-
-
-if __name__ == "__main__":
-  absltest.main()

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every token is packed once, at the boundaries, close together."""
 
-from absl.testing import absltest
 from absl.testing import parameterized
 import hypothesis
 from hypothesis import strategies as st
@@ -67,7 +66,3 @@ class PackingTest(parameterized.TestCase):
   def test_length_and_unit(self):
     with self.assertRaisesRegex(ValueError, "=20 is not a multiple of 8"):
       packing.plan(np.array([0]), np.array([30]), 20, 8)
-
-
-if __name__ == "__main__":
-  absltest.main()

@@ -5,7 +5,6 @@
 import json
 import pathlib
 
-from absl.testing import absltest
 from absl.testing import parameterized
 
 from titans_jax.data import sources
@@ -76,7 +75,3 @@ class SourcesTest(parameterized.TestCase):
       self.write(name, content)
     with self.assertRaisesRegex(ValueError, message):
       list(sources.documents(path))
-
-
-if __name__ == "__main__":
-  absltest.main()

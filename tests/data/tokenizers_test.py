@@ -4,7 +4,6 @@
 
 import pathlib
 
-from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 import tokenizers as hf
@@ -73,7 +72,3 @@ class TokenizersTest(parameterized.TestCase):
     path = write_tokenizer(self.folder, special=("[UNK]",))
     with self.assertRaisesRegex(ValueError, "none of the tokens"):
       tokenizers.make_tokenizer(path)
-
-
-if __name__ == "__main__":
-  absltest.main()

@@ -4,7 +4,6 @@
 
 import pathlib
 
-from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
@@ -94,7 +93,3 @@ class RecallTest(parameterized.TestCase):
   def test_bad_values(self, values, message):
     with self.assertRaisesRegex(ValueError, message):
       recall.RecallData(**values)
-
-
-if __name__ == "__main__":
-  absltest.main()

@@ -4,7 +4,6 @@
 
 from unittest import mock
 
-from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
@@ -165,7 +164,3 @@ class SamplingTest(parameterized.TestCase):
   @parameterized.parameters((0.4, 1), (0.41, 2), (0.71, 3), (1.0, 5))
   def test_top_p_keeps_the_smallest_set(self, top_p, count):
     self.assertEqual((self.draw(top_p=top_p) > 0).sum(), count)
-
-
-if __name__ == "__main__":
-  absltest.main()

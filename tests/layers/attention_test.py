@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Window attention with a prefix, against its definition."""
 
-from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
@@ -135,7 +134,3 @@ class RotaryTest(parameterized.TestCase):
       )
       scores.append(jnp.sum(rotated[0] * rotated[1]))
     np.testing.assert_allclose(*scores, atol=1e-6)
-
-
-if __name__ == "__main__":
-  absltest.main()

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory layer, as users put it into their own models."""
 
-from absl.testing import absltest
 from absl.testing import parameterized
 from flax import linen as nn
 import jax
@@ -115,7 +114,3 @@ class NeuralMemoryTest(parameterized.TestCase):
       state = jax.jit(layer.apply)(variables, other)[1]
     with self.assertRaisesRegex(ValueError, message):
       layer.apply(variables, x, state, mask=mask)
-
-
-if __name__ == "__main__":
-  absltest.main()

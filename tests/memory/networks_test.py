@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory networks."""
 
-from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
@@ -59,7 +58,7 @@ class MLPTest(parameterized.TestCase):
     self.assertGreater(with_norm, 10 * rates[1])
 
   @parameterized.parameters(
-      ({"depth": 0}, "depth must be at least 1"),
+      ({"depth": 0}, "depth must be an integer of at least 1"),
       ({"expansion": 0}, "expansion must be positive"),
       ({"activation": "tanh"}, "activation must be one of"),
   )
@@ -70,7 +69,3 @@ class MLPTest(parameterized.TestCase):
   def test_no_hidden_unit(self):
     with self.assertRaisesRegex(ValueError, "no hidden unit"):
       memory.MLP(expansion=0.1).layer_shapes(4)
-
-
-if __name__ == "__main__":
-  absltest.main()

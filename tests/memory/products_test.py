@@ -4,7 +4,6 @@
 
 import functools
 
-from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
@@ -59,7 +58,3 @@ class ProductsTest(parameterized.TestCase):
         text.count("preferred_element_type=float32"), len(operands)
     )
     self.assertNotRegex(text, r"dot_general\[[^]]*\] \w+:f32")
-
-
-if __name__ == "__main__":
-  absltest.main()

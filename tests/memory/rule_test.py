@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Coefficients of the dual form, against their recurrences."""
 
-from absl.testing import absltest
 from absl.testing import parameterized
 import hypothesis
 from hypothesis import strategies as st
@@ -59,7 +58,7 @@ class SolveTest(parameterized.TestCase):
 
 class CoefficientsTest(parameterized.TestCase):
 
-  @hypothesis.settings(max_examples=25, deadline=None)
+  @hypothesis.settings(max_examples=10, deadline=None)
   @hypothesis.given(
       size=st.integers(1, 9),
       channels=st.sampled_from([1, 3]),
@@ -103,7 +102,3 @@ class CoefficientsTest(parameterized.TestCase):
         (at_end, last_again),
         (expected, last),
     )
-
-
-if __name__ == "__main__":
-  absltest.main()

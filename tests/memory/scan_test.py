@@ -4,7 +4,6 @@
 
 import functools
 
-from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
@@ -431,7 +430,3 @@ class BadInputTest(parameterized.TestCase):
     weights = tuple(w[0] for w in self.inputs.state.initial.weights)
     with self.assertRaisesRegex(ValueError, "are not those of MLP"):
       memory.init_state(MLP(expansion=3), weights, batch_size=1, chunk_size=4)
-
-
-if __name__ == "__main__":
-  absltest.main()

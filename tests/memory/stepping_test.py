@@ -23,7 +23,7 @@ def make_state():
 
 
 def step(state, x, mask=None):
-  gate = jnp.full(x.shape[:3], 0.1)
+  gate = jnp.full(x.shape[:3], 0.1, x.dtype)
   gates = memory.Gates(forget=gate, learning_rate=gate, momentum=gate)
   return memory.scan(NET, state, x, x, x, gates, mask=mask)
 
@@ -31,7 +31,7 @@ def step(state, x, mask=None):
 class SteppingTest(absltest.TestCase):
 
   def test_state_is_not_copied_unless_a_chunk_closes(self):
-    x = jnp.ones((2, 1, HEADS, DIM))
+    x = jnp.ones((2, 1, HEADS, DIM), jnp.float32)
     compiled = jax.jit(step, donate_argnums=0).lower(make_state(), x).compile()
     text = compiled.as_text()
     # A loop's body may copy: it runs where a chunk closes.
@@ -48,7 +48,9 @@ class SteppingTest(absltest.TestCase):
     state = make_state()
     mask = np.ones((2, 1), bool)
     for token in range(CHUNK):
-      x = jax.random.normal(jax.random.key(token), (2, 1, HEADS, DIM))
+      x = jax.random.normal(
+          jax.random.key(token), (2, 1, HEADS, DIM), jnp.float32
+      )
       mask[1] = token < CHUNK - 1  # The second row stays one token behind.
       before = state.chunk_start.weights[0]
       _, state = step(state, x, jnp.asarray(mask))
@@ -56,7 +58,3 @@ class SteppingTest(absltest.TestCase):
       closes = token == CHUNK - 1
       np.testing.assert_array_equal(changed, [closes, False])
     np.testing.assert_array_equal(state.count, [0, CHUNK - 1])
-
-
-if __name__ == "__main__":
-  absltest.main()

@@ -4,7 +4,6 @@
 
 import json
 
-from absl.testing import absltest
 from absl.testing import parameterized
 
 from titans_jax import memory
@@ -62,6 +61,9 @@ class RunConfigTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       section(**values)
 
-
-if __name__ == "__main__":
-  absltest.main()
+  def test_sections_must_fit(self):
+    model = presets.tiny(variant="mac")
+    with self.assertRaisesRegex(ValueError, "=24 is not a multiple of 16"):
+      config.RunConfig(model, config.DataConfig(sequence_length=24))
+    with self.assertRaisesRegex(ValueError, "batch_size=8 is not a multiple"):
+      config.RunConfig(model, train=config.TrainConfig(accumulation=3))

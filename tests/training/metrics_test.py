@@ -55,7 +55,3 @@ class MetricsTest(absltest.TestCase):
     self.assertEqual(row["memory/surprise/layer_01"], 0.5)
     self.assertLen(row, 1 + 2 * len(names))
     self.assertEqual(metrics.flatten({"loss": 2, "memory": None}), {"loss": 2})
-
-
-if __name__ == "__main__":
-  absltest.main()

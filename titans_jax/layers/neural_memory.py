@@ -154,14 +154,10 @@ class NeuralMemory(nn.Module):
     )
     heads = {"num_heads": self.num_heads, "head_dim": self.head_dim}
     heads["dtype"] = products.at_least_float32(self.param_dtype)
-    # One draw for all layers: a network may make them fit each other.
-    draw = jax.random.key(0)
-    if self.is_initializing():
-      draw = self.make_rng("params")
     self.initial_weights = tuple(
         self.param(
             f"initial_weights_{layer}",
-            lambda _, layer=layer: self.net.init(draw, **heads)[layer],
+            lambda key, layer=layer: self.net.init(key, **heads)[layer],
         )
         for layer in range(self._num_layers())
     )

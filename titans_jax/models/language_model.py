@@ -263,7 +263,7 @@ class TitansLM(nn.Module):
     elif mask is None:
       self.check_room(state, length)
     elif layout_lib.concrete(mask):
-      self.check_room(state, np.sum(mask, axis=1))
+      self.check_room(state, np.asarray(mask).sum(axis=1))
     unit = config.unit
     position = None if state is None else state[0].position
     document = jnp.full(batch, -1, jnp.int32)
