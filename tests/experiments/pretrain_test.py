@@ -10,6 +10,7 @@ import signal
 from absl.testing import parameterized
 import jax
 import numpy as np
+import pytest
 
 from tests.experiments import processes
 
@@ -205,6 +206,7 @@ class PretrainTest(parameterized.TestCase):
     )
 
   @parameterized.parameters("mac", "transformer")
+  @pytest.mark.slow
   def test_other_variants(self, variant):
     workdir = self.folder / variant
     args = (

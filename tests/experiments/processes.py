@@ -50,7 +50,11 @@ def command(experiment, *args):
 def environment():
   # One device and float32, as a user has them.
   return os.environ | {
-      "XLA_FLAGS": "--xla_backend_optimization_level=0",
+      "XLA_FLAGS": (
+          "--xla_backend_optimization_level=0"
+          " --xla_llvm_disable_expensive_passes=true"
+          " --xla_cpu_parallel_codegen_split_count=1"
+      ),
       "PYTHONPATH": str(ROOT),
   }
 

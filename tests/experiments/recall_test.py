@@ -5,6 +5,7 @@
 import json
 
 from absl.testing import parameterized
+import pytest
 
 from tests.experiments import processes
 
@@ -22,6 +23,7 @@ class RecallTest(parameterized.TestCase):
     super().setUpClass()
     cls.folder = processes.folder(cls)
 
+  @pytest.mark.slow
   def test_smoke(self):
     workdir = self.folder / "smoke"
     args = (

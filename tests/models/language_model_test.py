@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import titans_jax as titans
 from titans_jax.models import config as config_lib
@@ -247,6 +248,7 @@ class Properties:
     self.assertEqual(metrics["num_tokens"], jnp.sum(scored))
     assert_close(state, expected_state, 1e-9)
 
+  @pytest.mark.slow
   def test_random_tokens_cannot_be_predicted(self):
     # Trained on uniformly random tokens, fresh at every step, a model that sees
     # the future, or another row, falls below their entropy.

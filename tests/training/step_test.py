@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import titans_jax as titans
 from titans_jax.training import config as config_lib
@@ -75,6 +76,7 @@ class TrainStepTest(parameterized.TestCase):
         with_z - loss, 0.1 * jnp.mean(log_z**2), rtol=1e-4
     )
 
+  @pytest.mark.slow
   def test_memory_does_not_grow_with_the_length(self):
     # Twice the tokens per sequence, half the sequences.
     model = titans.TitansLM(
