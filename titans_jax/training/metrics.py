@@ -84,7 +84,8 @@ def plot_learning_curve(workdir: str | os.PathLike[str]) -> pathlib.Path:
   axes.set_xlabel("step")
   axes.set_ylabel("loss (nats per token)")
   axes.grid(alpha=0.3)
-  axes.legend()
+  if axes.get_legend_handles_labels()[0]:
+    axes.legend()
   path = pathlib.Path(workdir) / "learning_curve.png"
   figure.savefig(path, dpi=120)
   pyplot.close(figure)
