@@ -6,17 +6,16 @@ import os
 import pathlib
 import sys
 
+import tests
+
 _CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiling dominates: these programs are tiny and run once or twice.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
-        "--xla_cpu_parallel_codegen_split_count=1",
+        tests.QUICK_COMPILES,
     ]
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))

@@ -1,0 +1,74 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What command lines share, those of the experiments too."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import sys
+from typing import Sequence
+
+from absl import app
+from absl import flags
+from absl import logging
+import jax
+
+
+def start(argv) -> None:
+  """Refuses arguments that are no flags, and keeps the libraries' log to
+  warnings unless --verbosity is given."""
+  if len(argv) > 1:
+    raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)
+
+
+@contextlib.contextmanager
+def clean_errors(*types: type[Exception]):
+  """Ends with the message alone, without a traceback, on a user's error: a
+  ValueError, or one of other types."""
+  try:
+    yield
+  except (ValueError, *types) as error:
+    if "TITANS_TRACEBACK" in os.environ:
+      raise
+    print(
+        f"Error: {error}\n(TITANS_TRACEBACK=1 shows where.)",
+        file=sys.stderr,
+        flush=True,
+    )
+    sys.exit(1)
+
+
+def check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> None:
+  """Raises ValueError for a list flag that names none, or one unknown."""
+  if not names:
+    raise ValueError(f"--{flag} names none of {', '.join(known)}.")
+  for name in names:
+    if name not in known:
+      raise ValueError(f"--{flag}: {name!r} is none of {', '.join(known)}.")
+
+
+def device() -> jax.Device:
+  """Returns the device that everything runs on.
+
+  Raises:
+    ValueError: JAX finds none of the platform that it was told to use.
+  """
+  try:
+    return jax.devices()[0]
+  except RuntimeError as error:
+    raise ValueError(f"JAX finds no device: {error}") from error
+
+
+def describe(device: jax.Device) -> str:
+  """Returns the device's name and the versions of what compiles for it."""
+  versions = []
+  for name in ("jax", "jaxlib", "libtpu"):
+    try:
+      versions.append(f"{name} {importlib.metadata.version(name)}")
+    except importlib.metadata.PackageNotFoundError:
+      versions.append(f"{name} not installed")
+  return f"{device.device_kind} ({device.platform}), {', '.join(versions)}"

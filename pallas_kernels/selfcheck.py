@@ -1,0 +1,303 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Checks the kernel on the device that is there, against what it stands for.
+
+    python -m pallas_kernels.selfcheck [--quick] [--cases=d64_b16_l2]
+
+For a new machine, or new versions. On TPU the kernel runs compiled, on CPU
+interpreted. It is compared with `jax.lax.scan` and, in float32 and on small
+sizes, with the token-by-token reference. For other devices there is no kernel:
+`jax.lax.scan` is compared with the reference.
+
+Compared are outputs, weights and momentum behind the last token ("forward"),
+and gradients with respect to queries, keys, values, gates, initial weights and
+slow parameters ("backward"). An error is that of the array that is furthest
+off, relative to the array's largest value. Its bounds:
+
+  * float32: on CPU 2e-5, ten times the largest seen in these cases; 1e-3 on
+    devices whose tanh and square roots are approximations of their own. Products
+    in bfloat16 by mistake would be ten times that.
+  * bfloat16 products: both sides round the same operands, but those differ in
+    the last bits of float32 and so now and then fall to the other side. The
+    bound is what rounding costs as a whole: how far `jax.lax.scan` in bfloat16
+    is from itself in float32, in the same case, and never more than 0.1.
+
+The exit status is 1 if anything failed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import time
+import traceback
+from typing import Iterator, Mapping, NamedTuple, Sequence
+
+from absl import app
+from absl import flags
+import jax
+import numpy as np
+
+from pallas_kernels import _problems
+from pallas_kernels import command_line
+
+_DTYPES = ("float32", "bfloat16")
+_MOST_ROUNDING = 0.1
+
+
+def _case(head_dim: int, chunk: int, depth: int, **options):
+  """Returns a small case, whose last chunk stays open."""
+  sizes = {"hidden": 2 * head_dim, "batch": 1, "heads": 2}
+  sizes["length"] = 2 * chunk + chunk // 2
+  problem = _problems.Problem(
+      head_dim, chunk, depth, **sizes | options  # type: ignore[arg-type]
+  )
+  return f"d{head_dim}_b{chunk}_l{depth}", problem
+
+
+_QUICK = dict([_case(48, 16, 1, mask=True)])
+_SMALL = _QUICK | dict(
+    [
+        _case(64, 16, 2, mask=True),
+        _case(64, 16, 3),
+        _case(64, 64, 2, momentum=False),
+        _case(48, 64, 2, mask=True),
+        _case(128, 16, 1),
+        _case(128, 64, 2),
+    ]
+)
+# Several programs of several instances, several groups of several chunks.
+_LARGE = {
+    f"d{head_dim}_b{chunk}_l2_large": _problems.Problem(
+        head_dim,
+        chunk,
+        depth=2,
+        hidden=4 * head_dim,
+        batch=4,
+        heads=4,
+        length=20 * chunk,
+        packed=True,
+    )
+    for head_dim, chunk in ((64, 16), (64, 64), (128, 64))
+}
+_CASES = _SMALL | _LARGE
+
+_QUICK_ONLY = flags.DEFINE_bool("quick", False, "Runs the smallest case only.")
+_NAMES = flags.DEFINE_list(
+    "cases",
+    None,
+    f"Which to run, of {', '.join(_CASES)}: head dimension, chunk size, layers."
+    " Default: all on TPU, elsewhere the small ones.",
+)
+_DTYPE_NAMES = flags.DEFINE_list("dtypes", list(_DTYPES), "Of the products.")
+
+
+def main(argv) -> None:
+  command_line.start(argv)
+  with command_line.clean_errors():
+    command_line.check_names("dtypes", _DTYPE_NAMES.value, _DTYPES)
+    if _NAMES.value is not None:
+      command_line.check_names("cases", _NAMES.value, tuple(_CASES))
+      if _QUICK_ONLY.value:
+        raise ValueError("--quick and --cases each choose: give one of them.")
+    device = command_line.device()
+    cases, names = _choose(device.platform)
+  print(command_line.describe(device))
+  print(
+      {
+          "tpu": "The kernel, compiled.",
+          "cpu": "The kernel, interpreted.",
+      }.get(
+          device.platform,
+          f"There is no kernel for {device.platform} yet: jax.lax.scan against"
+          " the reference alone.",
+      ),
+      flush=True,
+  )
+  scans = {name: _problems.implementation(name) for name in names}
+  sys.exit(run(cases, scans, _DTYPE_NAMES.value))
+
+
+def _choose(platform: str):
+  """Returns the cases, and the implementations to compare."""
+  names = ["xla", "reference"]
+  if platform in ("tpu", "cpu"):
+    names.insert(0, "pallas")
+  elif "float32" not in _DTYPE_NAMES.value:
+    raise ValueError(
+        f"--dtypes={','.join(_DTYPE_NAMES.value)}: without a kernel for"
+        f" {platform} only float32 can be checked, against the reference."
+    )
+  if _NAMES.value is not None:
+    cases = {name: _CASES[name] for name in _NAMES.value}
+  elif _QUICK_ONLY.value:
+    cases = _QUICK
+  else:
+    cases = _CASES if platform == "tpu" else _SMALL
+  if "pallas" not in names:
+    for name in cases:
+      if name in _LARGE:
+        raise ValueError(
+            f"--cases={name} is too large for the reference, and there is no"
+            f" kernel for {platform}: choose of {', '.join(_SMALL)}."
+        )
+  return cases, names
+
+
+class Comparison(NamedTuple):
+  """One implementation against another: largest errors, and their bounds."""
+
+  names: str
+  errors: tuple[float, float]
+  bounds: tuple[float, float]
+  worst: str
+
+  @property
+  def ok(self) -> bool:
+    # A NaN is no less than its bound.
+    return all(e <= b for e, b in zip(self.errors, self.bounds))
+
+
+def run(
+    cases: Mapping[str, _problems.Problem],
+    scans: Mapping[str, _problems.Scan],
+    dtypes: Sequence[str] = _DTYPES,
+) -> int:
+  """Prints a line per comparison.
+
+  Args:
+    cases: by name.
+    scans: "xla", and "pallas" where there is a kernel, and "reference".
+    dtypes: of the products.
+
+  Returns:
+    The exit status: 1 if anything failed.
+  """
+  kind = jax.devices()[0].device_kind
+  count = failed = 0
+  for name, problem in cases.items():
+    programs = _Programs(problem, scans)
+    for dtype in dtypes:
+      start = time.perf_counter()
+      line = f"{name:<18}{kind}  {dtype:<10}"
+      try:
+        for comparison in _compare(programs, dtype, name in _LARGE):
+          seconds, start = time.perf_counter() - start, time.perf_counter()
+          count += 1
+          failed += not comparison.ok
+          print(f"{line}{_format(comparison, seconds)}", flush=True)
+      except Exception:  # pylint: disable=broad-exception-caught
+        # Whatever a new machine's compiler says of one case, others follow.
+        count += 1
+        failed += 1
+        traceback.print_exc()
+        print(f"{line}FAILED, with the error above", flush=True)
+  print(f"{failed} of {count} comparisons failed." if failed else "All ok.")
+  return 1 if failed else 0
+
+
+def _format(comparison: Comparison, seconds: float) -> str:
+  (forward, backward), bounds = comparison.errors, comparison.bounds
+  verdict = "ok" if comparison.ok else f"FAILED: {comparison.worst}"
+  return (
+      f"{comparison.names:<19}forward {forward:.1e} (bound {bounds[0]:.1e}) "
+      f" backward {backward:.1e} (bound {bounds[1]:.1e})  {seconds:5.1f} s "
+      f" {verdict}"
+  )
+
+
+class _Programs:
+  """The results of one case, each computed once."""
+
+  def __init__(self, problem, scans):
+    self.scans = scans
+    self._problem = problem
+    self._inputs = problem.inputs()
+    self._cotangents = _problems.cotangents(problem, self._inputs)
+    self._known = {}
+
+  def backward(self, name: str, dtype: str):
+    """Returns results and gradients."""
+    if (name, dtype) not in self._known:
+      problem = dataclasses.replace(self._problem, dtype=dtype)
+      run = _problems.backward(self.scans[name], problem)
+      self._known[name, dtype] = jax.device_get(
+          run(self._inputs, self._cotangents)
+      )
+    return self._known[name, dtype]
+
+  def forward(self, name: str, dtype: str):
+    """Returns the results of the program that has no backward pass."""
+    problem = dataclasses.replace(self._problem, dtype=dtype)
+    run = _problems.forward(self.scans[name], problem)
+    return jax.device_get(run(self._inputs))
+
+
+def _compare(
+    programs: _Programs, dtype: str, large: bool
+) -> Iterator[Comparison]:
+  """Yields the comparisons of a case in one dtype."""
+  name = "pallas" if "pallas" in programs.scans else "xla"
+  others = [other for other in programs.scans if other != name]
+  if dtype != "float32" or large:
+    others = [other for other in others if other != "reference"]
+  if not others:
+    return
+  alone = programs.forward(name, dtype)
+  together, gradients = programs.backward(name, dtype)
+  for other in others:
+    results, expected = programs.backward(other, dtype)
+    forward = max(
+        (largest_error(r, results) for r in (alone, together)), key=_order
+    )
+    backward = largest_error(gradients, expected)
+    yield Comparison(
+        f"{name}-{other}",
+        (forward[0], backward[0]),
+        _bounds(programs, dtype),
+        max(
+            forward,
+            (backward[0], f"gradient of {backward[1]}"),
+            key=_order,
+        )[1],
+    )
+
+
+def _bounds(programs: _Programs, dtype: str) -> tuple[float, float]:
+  if dtype == "float32":
+    bound = 2e-5 if jax.default_backend() == "cpu" else 1e-3
+    return bound, bound
+  rounded = programs.backward("xla", dtype)
+  exact = programs.backward("xla", "float32")
+  forward, backward = (largest_error(*pair)[0] for pair in zip(rounded, exact))
+  return min(_MOST_ROUNDING, forward), min(_MOST_ROUNDING, backward)
+
+
+def largest_error(actual, expected) -> tuple[float, str]:
+  """Returns the error of the array that is furthest off, and its name.
+
+  The error of an array is its largest difference, relative to the largest
+  value expected of it. NaN counts as further off than anything.
+  """
+  structures = jax.tree.structure(actual), jax.tree.structure(expected)
+  if structures[0] != structures[1]:  # type: ignore[operator]
+    raise ValueError(f"Arrays {structures[0]}, expected {structures[1]}.")
+  named = jax.tree_util.tree_leaves_with_path(expected)
+  errors = []
+  for a, (path, e) in zip(jax.tree.leaves(actual), named):
+    a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
+    if a.shape != e.shape:
+      raise ValueError(f"An array of shape {a.shape}, expected {e.shape}.")
+    difference, scale = np.max(np.abs(a - e)), np.max(np.abs(e))
+    error = difference / scale if scale else math.inf if difference else 0.0
+    errors.append((float(error), jax.tree_util.keystr(path)))
+  return max(errors, key=_order)
+
+
+def _order(error: tuple[float, str]) -> float:
+  return math.inf if math.isnan(error[0]) else error[0]
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,131 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""How a scan is cut for a device: instances per program, steps per group.
+
+A program of few instances waits for its own results; one of many spills and
+outgrows VMEM. The rule below comes from the compiler's schedules (README.md):
+as many instances as leave the matrix units no gap, which is the more the
+smaller a step's products are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+
+MIB = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What the cut depends on.
+
+  Attributes:
+    vmem: bytes of VMEM of a core.
+    lanes: width of a matrix unit.
+    macs_per_cycle: multiply-adds of all matrix units of a core, bfloat16.
+  """
+
+  vmem: int
+  lanes: int
+  macs_per_cycle: int
+
+
+CHIPS = {
+    "v4": Chip(16 * MIB, 128, 4 * 128 * 128),
+    "v5e": Chip(128 * MIB, 128, 4 * 128 * 128),
+    "v5p": Chip(64 * MIB, 128, 4 * 128 * 128),
+    "v6e": Chip(128 * MIB, 256, 2 * 256 * 256),
+    "tpu7x": Chip(64 * MIB, 256, 2 * 256 * 256),
+}
+
+# By the name that JAX gives a device.
+GENERATIONS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
+    "TPU v7x": "tpu7x",
+}
+
+# A kernel that is traced for an unknown chip must fit the smallest.
+SMALLEST = CHIPS["v4"]
+
+# The compiler's own scratch, spills for the most part, comes on top.
+_SHARE = 0.8
+
+
+def chip() -> Chip:
+  """Returns the TPU that the program is traced for, or the smallest.
+
+  That is the device of the current mesh (`jax.set_mesh`), which may be one that
+  is not there, or the default device.
+  """
+  return CHIPS.get(_generation(), SMALLEST)
+
+
+def chip_name() -> str:
+  """Returns the name of `chip()`, for messages."""
+  name = _generation()
+  if name is not None:
+    return f"TPU {name}"
+  return "the smallest TPU (jax.set_mesh tells which one is meant)"
+
+
+def _generation() -> str | None:
+  device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+  kinds = [] if device is None else [device.device_kind]
+  kinds.append(jax.devices()[0].device_kind)
+  return next(
+      (GENERATIONS[kind] for kind in kinds if kind in GENERATIONS), None
+  )
+
+
+def choose_tile(
+    axes: tuple[int, ...], flops: int, bytes_per_instance: int, budget: int
+) -> tuple[int, ...]:
+  """Returns the instances along each axis that one program owns.
+
+  Args:
+    axes: sizes of the parallel axes.
+    flops: of the products of one step of one instance.
+    bytes_per_instance: VMEM that an instance needs.
+    budget: bytes of VMEM.
+  """
+  # Eight small steps side by side, two large ones.
+  wanted = 8 if flops < 40e6 else 4 if flops < 80e6 else 2
+  wanted = max(1, min(wanted, budget // bytes_per_instance))
+  tile: list[int] = []
+  for size in reversed(axes):
+    most = wanted // math.prod(tile)
+    tile.append(max(n for n in range(1, most + 1) if size % n == 0))
+  return tuple(reversed(tile))
+
+
+def choose_group(steps: int, bytes_fixed: int, bytes_per_step: int, budget):
+  """Returns the steps per group: few carries kept, and residuals that fit."""
+  most = (budget - bytes_fixed) // max(1, bytes_per_step)
+  most = int(max(1, min(most, 8, steps)))
+  divisors = [n for n in range(1, most + 1) if steps % n == 0]
+  # A shorter last group costs less than many small ones.
+  return divisors[-1] if 2 * divisors[-1] > most else most
+
+
+def budget(device: Chip) -> int:
+  """Returns the bytes that blocks and scratch may take."""
+  return int(_SHARE * device.vmem)
+
+
+def padded_bytes(shape: tuple[int, ...], itemsize: int) -> int:
+  """Returns the bytes of an array in VMEM, in tiles of 8 x 128 words."""
+  shape = (1,) * (2 - len(shape)) + tuple(shape)
+  *lead, rows, columns = shape
+  rows = -(-rows // (32 // itemsize)) * (32 // itemsize)
+  columns = -(-columns // 128) * 128
+  return math.prod(lead) * rows * columns * itemsize
