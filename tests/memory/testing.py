@@ -22,6 +22,11 @@ class Inputs:
   params: dict
   options: dict
 
+  @property
+  def weights(self):
+    """Those that the state was made of."""
+    return tuple(w[0] for w in self.state.initial.weights)
+
   def call(self, implementation="xla", state=None, tokens=None, params=None):
     """Calls `memory.scan`; masks and resets are among the tokens."""
     tokens = self.tokens if tokens is None else tokens

@@ -10,23 +10,31 @@ materialised, and a layer applied to a query-side activation X reads
     beta * (X W_0) + f * (X S_0) - (G * (X A^T)) Delta.
 
 Everything here is for one batch row and one head, on arrays without either
-axis; `step` is what a scan runs, whichever way the scan itself is run.
+axis; `step` is what a scan runs, whichever way the scan itself is run. It takes
+and returns the carry in the form that matrix units like (`turn`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+import functools
+from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from titans_jax.memory import dual
 from titans_jax.memory import networks
 from titans_jax.memory import products
 from titans_jax.memory import rule
 
 Array = jax.Array
 Weights = tuple[Array, ...]
+
+IMPLEMENTATIONS = ("auto", "xla", "pallas", "reference")
+
+# Columns of a TPU's matrix unit and registers.
+_LANES = 128
 
 
 class Carry(NamedTuple):
@@ -46,7 +54,7 @@ class Chunk(NamedTuple):
     forget: alpha of each layer, a tuple of L arrays [b, 1] or [b, d_out].
     learning_rate: theta [b, L].
     momentum: eta [b, L], or None.
-    written: bool [b], the tokens that the memory learns from.
+    written: bool [b], the tokens that the memory learns from; None: all.
     closes: bool [], whether the chunk's update enters the carry; None: it does.
     resets: bool [], whether a document starts with the chunk; None: it does not.
   """
@@ -57,7 +65,7 @@ class Chunk(NamedTuple):
   forget: tuple[Array, ...]
   learning_rate: Array
   momentum: Array | None
-  written: Array
+  written: Array | None
   closes: Array | None = None
   resets: Array | None = None
 
@@ -69,12 +77,32 @@ class Chunk(NamedTuple):
     )
 
 
+class Prepared(NamedTuple):
+  """A chunk as `step` takes it; see `prepare`.
+
+  Attributes:
+    queries: [b, D].
+    keys: [b, D].
+    values: [b, D].
+    gates: of all layers.
+    closes: bool [1, 1], or None.
+    resets: bool [1, 1], or None.
+  """
+
+  queries: Array
+  keys: Array
+  values: Array
+  gates: dual.SpreadGates
+  closes: Array | None
+  resets: Array | None
+
+
 class Constants(NamedTuple):
   """What all chunks share: the network's slow parameters and, where documents
-  start inside the scan, the state they start from."""
+  start inside the scan, the carry they start from."""
 
   params: networks.Params
-  initial: Carry | None = None
+  initial: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,17 +115,25 @@ class Rule:
       of one layer, delta_j *= min(1, c / (|a_j| |delta_j|)); None: no bound.
     gates_per_chunk: the gates of a chunk's first token hold for all of it.
     dtype: dtype of the products' operands; None: as they come.
+    implementation: how whole chunks are scanned: "xla" (`jax.lax.scan`),
+      "pallas" (one kernel) or "auto" (the kernel where there is one).
   """
 
   net: Any
   max_grad_norm: float | None = None
   gates_per_chunk: bool = False
   dtype: Any = None
+  implementation: str = "auto"
 
   def __post_init__(self):
     if self.max_grad_norm is not None and self.max_grad_norm <= 0:
       raise ValueError(
           f"max_grad_norm must be positive or None, got {self.max_grad_norm}."
+      )
+    if self.implementation not in IMPLEMENTATIONS:
+      raise ValueError(
+          f"implementation must be one of {IMPLEMENTATIONS}, got"
+          f" {self.implementation!r}."
       )
 
 
@@ -114,10 +150,20 @@ def hold_first(chunk: Chunk) -> Chunk:
   )
 
 
+@jax.custom_vjp
+def _attach(y: Array, probe: Array) -> Array:
+  """Returns y as if the probe, which is zero, had been added to it."""
+  del probe
+  return y
+
+
+_attach.defvjp(lambda y, _: (y, None), lambda _, g: (g, g))
+
+
 def linearize(
     options: Rule,
     params: networks.Params,
-    weights: Weights,
+    product: Callable[[int, Array], Array],
     keys: Array,
     values: Array,
 ) -> tuple[Weights, Weights, Array]:
@@ -130,31 +176,29 @@ def linearize(
   Args:
     options: the rule.
     params: slow parameters of the network.
-    weights: L arrays [d_in, d_out].
+    product: (layer, x [b, d_in]) -> x W [b, d_out].
     keys: [b, D].
     values: [b, D].
 
   Returns:
     Layer inputs A, L arrays [b, d_in]; deltas, L arrays [b, d_out]; and the
-    loss of every token, [b] (v1 equation 12).
+    loss of every token, [b, 1] (v1 equation 12).
   """
+  shapes = options.net.layer_shapes(keys.shape[1])
 
   def loss_fn(probes):
-    inputs = [None] * len(weights)
+    inputs = [None] * len(shapes)
 
     def dense(layer, x):
       inputs[layer] = x
-      y = products.matmul(x, weights[layer], options.dtype)
-      return y + probes[layer]
+      return _attach(product(layer, x), probes[layer])
 
     error = options.net.apply(dense, keys, params) - values
-    loss = jnp.sum(error * error, axis=-1)
+    loss = jnp.sum(error * error, axis=-1, keepdims=True)
     return jnp.sum(loss), (tuple(inputs), loss)
 
-  probes = tuple(
-      jnp.zeros((keys.shape[0], w.shape[1]), products.at_least_float32(w.dtype))
-      for w in weights
-  )
+  dtype = products.at_least_float32(keys.dtype)
+  probes = tuple(jnp.zeros((keys.shape[0], n), dtype) for _, n in shapes)
   deltas, (inputs, loss) = jax.grad(loss_fn, has_aux=True)(probes)
   if options.max_grad_norm is not None:
     deltas = tuple(
@@ -164,16 +208,23 @@ def linearize(
   return inputs, deltas, loss
 
 
+def product_with(weights: Weights, dtype) -> Callable[[int, Array], Array]:
+  """Returns the `product` of `linearize` for L weights [d_in, d_out]."""
+  return lambda layer, x: products.matmul(x, weights[layer], dtype)
+
+
 def _clip(inputs: Array, deltas: Array, bound: float) -> Array:
   """Bounds |a_j (x) delta_j| = |a_j| |delta_j|, row by row."""
-  square = jnp.sum(inputs * inputs, -1) * jnp.sum(deltas * deltas, -1)
-  # sqrt and the division only ever see values above the bound, so that their
-  # derivatives stay finite for a token without gradient.
-  above = square > bound * bound
-  scale = jnp.where(
-      above, bound * jax.lax.rsqrt(jnp.where(above, square, 1)), 1
-  )
-  return deltas * scale[:, None]
+
+  def square(x):
+    return jnp.sum(x * x, axis=-1, keepdims=True)
+
+  norm = square(inputs) * square(deltas)
+  # The root and the division only ever see values above the bound, so that
+  # their derivatives stay finite for a token without gradient.
+  above = norm > bound * bound
+  scale = jnp.where(above, bound * jax.lax.rsqrt(jnp.where(above, norm, 1)), 1)
+  return deltas * scale
 
 
 def _weigh(gradients: Array, scores: Array, deltas: Array, dtype) -> Array:
@@ -227,15 +278,18 @@ def apply_update(
   weights, momentum = [], []
   for layer, (c, last_s) in enumerate(zip(coefficients, last)):
     a, delta = inputs[layer], deltas[layer]
-    w = c.weights * carry.weights[layer]
-    w -= products.matmul_tn(a, c.gradients * delta, options.dtype)
+
+    def update(share, a=a, delta=delta):  # [b, c]
+      # The factors act on the shorter side, as in `step`: they are rounded.
+      if share.shape[1] == 1 and a.shape[1] <= delta.shape[1]:
+        return products.matmul_tn(share * a, delta, options.dtype)
+      return products.matmul_tn(a, share * delta, options.dtype)
+
+    w = c.weights * carry.weights[layer] - update(c.gradients)
     if carry.momentum is not None and last_s is not None:
       s = carry.momentum[layer]
       w += jnp.asarray(c.momentum) * s
-      update = products.matmul_tn(
-          a, last_s.gradients[:, None] * delta, options.dtype
-      )
-      momentum.append(last_s.momentum * s - update)
+      momentum.append(last_s.momentum * s - update(last_s.gradients[:, None]))
     weights.append(w)
   return Carry(
       tuple(weights), None if carry.momentum is None else tuple(momentum)
@@ -259,22 +313,214 @@ def _unless_closed(coefficients, last, closes):
   return coefficients, last
 
 
+def prepare(options: Rule, chunk: Chunk) -> Prepared:
+  """Lays out a chunk whose gates are scalars for `step`."""
+  if options.gates_per_chunk:
+    chunk = hold_first(chunk)
+  keep = 1 - jnp.concatenate(chunk.forget, axis=1).T
+  rate, eta, written = chunk.learning_rate.T, chunk.momentum, None
+  if eta is not None:
+    eta = eta.T
+  if chunk.written is not None:
+    # A token that is not written has alpha 0, theta 0, eta 1, mu 0.
+    keep = jnp.where(chunk.written, keep, 1)
+    rate = jnp.where(chunk.written, rate, 0)
+    if eta is not None:
+      eta = jnp.where(chunk.written, eta, 1)
+    written = jnp.broadcast_to(chunk.written.astype(keep.dtype), keep.shape)
+
+  def spread(x):
+    return None if x is None else dual.spread(x)
+
+  def flag(x):
+    return None if x is None else x.reshape(1, 1)
+
+  return Prepared(
+      queries=chunk.queries,
+      keys=chunk.keys,
+      values=chunk.values,
+      gates=dual.SpreadGates(spread(keep), spread(eta), spread(written), rate),
+      closes=flag(chunk.closes),
+      resets=flag(chunk.resets),
+  )
+
+
+def prepare_all(options: Rule, chunks: Chunk) -> Prepared:
+  """`prepare` for chunks with leaves [B, H, N, ...]."""
+  one = functools.partial(prepare, options)
+  return jax.vmap(jax.vmap(jax.vmap(one)))(chunks)
+
+
+def turn(carry: Carry) -> Carry:
+  """Lays the longer side of weights and momentum [..., d_in, d_out] along lanes.
+
+  A product needs the transpose of one operand, and that of the shorter side
+  costs less.
+  """
+  return jax.tree.map(
+      lambda x: jnp.swapaxes(x, -1, -2) if _is_turned(x.shape[-2:]) else x,
+      carry,
+  )
+
+
+def turn_back(options: Rule, carry: Carry, head_dim: int) -> Carry:
+  """Undoes `turn`."""
+  turned = [_is_turned(shape) for shape in options.net.layer_shapes(head_dim)]
+
+  def back(weights):
+    return tuple(
+        jnp.swapaxes(w, -1, -2) if t else w for w, t in zip(weights, turned)
+    )
+
+  return Carry(
+      back(carry.weights),
+      None if carry.momentum is None else back(carry.momentum),
+  )
+
+
+def _is_turned(shape) -> bool:
+  d_in, d_out = shape
+  return d_in > d_out
+
+
 def step(
-    options: Rule, carry: Carry, chunk: Chunk, constants: Constants
+    options: Rule, carry: Carry, chunk: Prepared, constants: Constants
 ) -> tuple[Carry, tuple[Array, Array]]:
   """Reads and learns one chunk: the step that every scan runs.
 
   Args:
     options: the rule.
-    carry: weights and momentum at the chunk's start.
-    chunk: its tokens.
-    constants: what all chunks share.
+    carry: weights and momentum at the chunk's start, turned (`turn`).
+    chunk: its tokens, prepared (`prepare`).
+    constants: what all chunks share, the initial carry turned likewise.
 
   Returns:
     The carry at the chunk's end; outputs [b, D]; and the inner loss of every
-    token at the chunk's start [b], its surprise.
+    token at the chunk's start [1, b], its surprise.
+  """
+  dtype, params = options.dtype, constants.params
+  shapes = options.net.layer_shapes(chunk.keys.shape[1])
+  if chunk.resets is not None:
+    carry = jax.tree.map(
+        lambda start, x: jnp.where(chunk.resets, start, x),
+        constants.initial,
+        carry,
+    )
+  layers = [
+      _Layer(_is_turned(shape), dtype, *parts)
+      for shape, *parts in zip(
+          shapes, carry.weights, carry.momentum or [None] * len(shapes)
+      )
+  ]
+  inputs, deltas, loss = linearize(
+      options,
+      params,
+      lambda layer, x: layers[layer].product(x),
+      chunk.keys,
+      chunk.values,
+  )
+  coefficients = dual.coefficients(chunk.gates, list(map(min, shapes)), dtype)
+  after = [None] * len(shapes)
+
+  def dense(layer, x):
+    """Reads a layer in its dual form, then updates it."""
+    c, a, delta = coefficients[layer], inputs[layer], deltas[layer]
+    scores = c.gradients * products.matmul_nt(x, a, dtype)
+    y = layers[layer].start(c.start, x)
+    y -= products.matmul(scores, delta, dtype)
+    # Here, and not at the end, so that a kernel's matrix units have work
+    # while the rest of the network is read.
+    after[layer] = layers[layer].update(c, a, delta, chunk.closes)
+    return y
+
+  outputs = options.net.apply(dense, chunk.queries, params)
+  weights, *momentum = zip(*after)
+  carry = Carry(weights, momentum[0] if momentum else None)
+  return carry, (outputs, loss.T)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """`step` with its options: equal ones are the same function to a cache."""
+
+  options: Rule
+
+  def __call__(self, carry, chunk, constants):
+    return step(self.options, carry, chunk, constants)
+
+
+class _Layer(NamedTuple):
+  """A layer's W and S (or None) in the turned form [n, m], n <= m."""
+
+  turned: bool
+  dtype: Any
+  weights: Array
+  momentum: Array | None
+
+  def product(self, x: Array) -> Array:
+    """Returns x W."""
+    return self._times(x, self.weights)
+
+  def _times(self, x, matrix):
+    product = products.matmul_nt if self.turned else products.matmul
+    return product(x, matrix, self.dtype)
+
+  def start(self, share: Array, x: Array) -> Array:
+    """Returns beta (x W) + f (x S), given beta and f [b, 2 n].
+
+    The factors act on the shorter side, x or the product.
+    """
+    w, s, n = self.weights, self.momentum, self.weights.shape[0]
+    if s is None:
+      return share * self.product(x) if self.turned else self.product(share * x)
+    # Two small matrices fill a matrix unit together.
+    together = self.dtype == jnp.bfloat16 and n < _LANES
+    beta, f = share[:, :n], share[:, n:]
+    if self.turned:
+      if not together:
+        return beta * self._times(x, w) + f * self._times(x, s)
+      y = share * products.stacked("abT", x, (w, s), self.dtype)
+      return y[:, :n] + y[:, n:]
+    if not together:
+      return self._times(beta * x, w) + self._times(f * x, s)
+    x = share * jnp.concatenate([x, x], axis=1)
+    return products.stacked("ab", x, (w, s), self.dtype)
+
+  def update(self, c: dual.Coefficients, a, delta, closes):
+    """Returns the layer's (W, S), or (W,), at the chunk's end."""
+
+    def if_closed(x, otherwise):
+      return x if closes is None else jnp.where(closes, x, otherwise)
+
+    short, long = (delta, a) if self.turned else (a, delta)
+    short = short.T
+    scaled = short * if_closed(c.last_gradients, 0)
+    beta, f = c.last_start
+    w = if_closed(beta, 1) * self.weights
+    if self.momentum is None:
+      return (w - products.matmul(scaled, long, self.dtype),)
+    w += if_closed(f, 0) * self.momentum
+    s = if_closed(c.momentum, 1) * self.momentum
+    scaled = jnp.concatenate(
+        [scaled, short * if_closed(c.momentum_gradients, 0)]
+    )
+    change = products.matmul(scaled, long, self.dtype)
+    n = w.shape[0]
+    return w - change[:n], s - change[n:]
+
+
+def step_per_channel(
+    options: Rule, carry: Carry, chunk: Chunk, constants: Constants
+) -> tuple[Carry, tuple[Array, Array]]:
+  """`step` for gates alpha per output channel, which have no matrix form.
+
+  Arguments and results are those of `step`, but for a plain `Carry` and
+  `Chunk`.
   """
   params = constants.params
+  written = chunk.written
+  if written is None:
+    written = jnp.ones(chunk.keys.shape[0], bool)
   if chunk.resets is not None:
     carry = jax.tree.map(
         lambda start, x: jnp.where(chunk.resets, start, x),
@@ -284,11 +530,15 @@ def step(
   if options.gates_per_chunk:
     chunk = hold_first(chunk)
   inputs, deltas, loss = linearize(
-      options, params, carry.weights, chunk.keys, chunk.values
+      options,
+      params,
+      product_with(carry.weights, options.dtype),
+      chunk.keys,
+      chunk.values,
   )
   per_token, at_end, last_momentum = [], [], []
   for layer in range(len(carry.weights)):
-    coefficients, last = rule.coefficients(chunk.gates(layer), chunk.written)
+    coefficients, last = rule.coefficients(chunk.gates(layer), written)
     per_token.append(coefficients)
     end = jax.tree.map(lambda c: c[-1], coefficients)
     if chunk.closes is not None:
@@ -307,4 +557,4 @@ def step(
   carry = apply_update(
       options, carry, tuple(at_end), tuple(last_momentum), inputs, deltas
   )
-  return carry, (outputs, loss)
+  return carry, (outputs, loss.T)

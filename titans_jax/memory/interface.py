@@ -23,8 +23,6 @@ Array = jax.Array
 Gates = tokens_lib.Gates
 MemoryState = state_lib.MemoryState
 
-IMPLEMENTATIONS = ("auto", "xla", "reference")
-
 
 def scan(
     net: networks.Network,
@@ -68,12 +66,15 @@ def scan(
       chunk. Like the chunk size this is part of the function.
     max_grad_norm: bound on the norm of a token's inner gradient, per layer.
     checkpoint_every: chunks per group: the backward pass keeps the state once
-      per group and recomputes inside. None: about the square root of their
-      number.
+      per group and recomputes inside. None: one, as long as the states kept
+      are small, at most about the square root of their number.
     dtype: dtype of the products' operands ("bfloat16" on accelerators); sums,
       gates and state stay in at least float32. None: as the arrays come.
-    implementation: "xla" (`jax.lax.scan` over chunks), "reference" (token by
-      token, the oracle that it is tested against), or "auto", which is "xla".
+    implementation: "xla" (`jax.lax.scan` over chunks), "pallas" (one kernel on
+      TPU, interpreted on CPU, an error elsewhere), "reference" (token by token,
+      the oracle that both are tested against), or "auto": the kernel on TPU
+      where it can run (the log says so once), "xla" elsewhere. A call of one
+      token is a step of its own in all but the last.
 
   Returns:
     Outputs [B, T, H, D] in at least float32, and the state after the last
@@ -83,20 +84,15 @@ def scan(
     ValueError: shapes that do not fit each other or the state; an unknown
       implementation; documents that start inside a chunk.
   """
-  if implementation not in IMPLEMENTATIONS:
-    raise ValueError(
-        f"implementation must be one of {IMPLEMENTATIONS}, got"
-        f" {implementation!r}."
-    )
   _check_shapes(net, state, queries, keys, values, mask, resets)
   options = chunk_lib.Rule(
       net=net,
       max_grad_norm=max_grad_norm,
       gates_per_chunk=gates_per_chunk,
       dtype=None if dtype is None else jnp.dtype(dtype),
+      implementation=implementation,
   )
   tokens = tokens_lib.make_tokens(net, queries, keys, values, gates)
-  state, tokens = state_lib.conform(state, tokens)
   params = default_params(net, state, params)
   if checkpoint_every is not None and checkpoint_every < 1:
     raise ValueError(
@@ -113,32 +109,23 @@ def scan(
           "implementation='reference' computes as its arrays come: dtype must"
           f" be None, got {dtype!r}."
       )
+    state, tokens = state_lib.conform(state, tokens)
     return reference.scan(options, state, tokens, params, mask, resets)
+  layout: layout_lib.Layout | layout_lib.Token
   if queries.shape[1] == 1 and not packed:
-    layout_lib.check_starts(resets, state.chunk_size)
-    token = layout_lib.token(
-        None if mask is None else mask[:, 0],
-        None if resets is None else resets[:, 0],
-        state.count,
+    layout = layout_lib.token(mask, resets, state.count)
+  else:
+    layout = layout_lib.align(
+        queries.shape[:2],
+        state.chunk_size,
+        mask=mask,
+        starts=resets,
+        offset=None if packed else state.count,
+        packed=packed,
     )
-    outputs, _, state = stepping.step(options, state, tokens, params, token)
-    return outputs, state
-  layout = layout_lib.align(
-      queries.shape[:2],
-      state.chunk_size,
-      mask=mask,
-      starts=resets,
-      offset=None if packed else state.count,
-      packed=packed,
-  )
   tokens = jax.tree.map(layout.arrange, tokens)
-  outputs, _, state = scanning.scan_aligned(
-      options,
-      state,
-      tokens,
-      params,
-      layout,
-      checkpoint_every=checkpoint_every,
+  outputs, _, state = advance(
+      options, state, tokens, params, layout, checkpoint_every
   )
   return layout.restore(outputs), state
 

@@ -155,6 +155,16 @@ class Token:
   starts: Array | None
   position: Array
 
+  def arrange(self, x: Array) -> Array:
+    """Returns [B, 1, ...] as it is: its token stands where it belongs."""
+    return x
+
+  def restore(self, y: Array) -> Array:
+    """Returns [B, 1, ...] with zeros at masked tokens."""
+    if self.mask is None:
+      return y
+    return select_rows(self.mask, y, jnp.zeros_like(y))
+
   def positions(self) -> Array:
     """Returns `position` as [B, 1], like `Layout.positions`."""
     return self.position[:, None]
@@ -163,6 +173,15 @@ class Token:
     """Returns how many tokens of its document a row has read now, [B]."""
     step = 1 if self.mask is None else self.mask.astype(jnp.int32)
     return jnp.broadcast_to(self.position + step, (batch,))
+
+
+def select_rows(rows: Array, new, old):
+  """Returns `new` in the rows [B] that are True, leaves [B, ...], else `old`."""
+  return jax.tree.map(
+      lambda n, o: jnp.where(rows.reshape(-1, *(1,) * (o.ndim - 1)), n, o),
+      new,
+      old,
+  )
 
 
 def take_rows(x: Array, index: Array) -> Array:
@@ -209,12 +228,14 @@ def token(mask: Array | None, starts: Array | None, position: Array) -> Token:
   """Returns the place of one token a row.
 
   Args:
-    mask: bool [B], rows that have a token; None: all.
-    starts: bool [B], rows whose document starts with it; None: no row.
+    mask: bool [B, 1], False where a row has none; None: all have one.
+    starts: bool [B, 1], rows whose document starts with it; None: no row.
     position: int32 [B], tokens of its document that each row has read.
   """
+  if mask is not None:
+    mask = mask[:, 0]
   if starts is not None:
-    starts = starts if mask is None else starts & mask
+    starts = starts[:, 0] if mask is None else starts[:, 0] & mask
     position = jnp.where(starts, 0, position)
   return Token(mask, starts, position)
 

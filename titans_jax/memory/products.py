@@ -58,14 +58,98 @@ def _product(kind: str, a: Array, b: Array, dtype) -> Array:
 
 def _contract(kind: str, a: Array, b: Array) -> Array:
   left, right = _CONTRACTIONS[kind]
+  dtype = jnp.promote_types(a.dtype, b.dtype)
   return jax.lax.dot_general(
       a,
       b,
       (((left,), (right,)), ((), ())),
-      preferred_element_type=at_least_float32(
-          jnp.promote_types(a.dtype, b.dtype)
-      ),
+      # A TPU would multiply float32 as bfloat16 unless told otherwise.
+      precision="highest" if dtype == jnp.float32 else None,
+      preferred_element_type=at_least_float32(dtype),
   )
+
+
+def stacked(kind: str, a: Array, parts: tuple[Array, ...], dtype) -> Array:
+  """Returns one product of a with matrices laid on top of each other.
+
+  Small ones leave part of a matrix unit empty, which together they fill.
+
+  Args:
+    kind: "ab", a [m, 2 n] times [2 n, k], or "abT", a [m, k] times [k, 2 n].
+    a: the left operand.
+    parts: the matrices, [n, k] each.
+    dtype: of the operands.
+  """
+  return _stacked(kind, jnp.dtype(dtype), a, parts)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _stacked(kind, dtype, a, parts):
+  return _contract(kind, a.astype(dtype), _stack(parts, dtype))
+
+
+def _stack(parts, dtype):
+  return jnp.concatenate([part.astype(dtype) for part in parts])
+
+
+def _stacked_bwd(kind, dtype, operands, g):
+  # The parts, not the stack, are what is kept: they are there anyway.
+  a, parts = operands
+  da, db = _derivatives(kind, dtype, a, _stack(parts, dtype), g)
+  sizes = [part.shape[0] for part in parts]
+  ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+  db = tuple(
+      d.astype(part.dtype) for d, part in zip(jnp.split(db, ends), parts)
+  )
+  return da.astype(a.dtype), db
+
+
+_stacked.defvjp(
+    lambda kind, dtype, a, parts: (
+        _stacked(kind, dtype, a, parts),
+        (a, parts),
+    ),
+    _stacked_bwd,
+)
+
+
+def exact_tn(a: Array, b: Array, dtype=None) -> Array:
+  """Returns a^T b of thin matrices to float32 precision, whatever `dtype` is.
+
+  For bfloat16 each operand is cut into three parts of bfloat16, and the six
+  products that count become one: side by side along the contracted dimension,
+  which a thin matrix leaves all but empty. Derivatives are ordinary products.
+  """
+  if dtype is None or jnp.dtype(dtype) != jnp.bfloat16:
+    return matmul_tn(a, b)
+  return _exact_tn(a, b)
+
+
+@jax.custom_vjp
+def _exact_tn(a, b):
+  a0, a1, a2 = _parts(a)
+  b0, b1, b2 = _parts(b)
+  return _contract(
+      "aTb",
+      jnp.concatenate([a0, a0, a1, a1, a0, a2]),
+      jnp.concatenate([b0, b1, b0, b1, b2, b0]),
+  )
+
+
+def _parts(x: Array) -> list[Array]:
+  """Returns three bfloat16 arrays whose sum is x to float32 precision."""
+  parts = []
+  for _ in range(3):
+    parts.append(x.astype(jnp.bfloat16))
+    x = x - parts[-1].astype(x.dtype)
+  return parts
+
+
+def _exact_tn_bwd(operands, g):
+  return _derivatives("aTb", jnp.dtype(jnp.bfloat16), *operands, g)
+
+
+_exact_tn.defvjp(lambda a, b: (_exact_tn(a, b), (a, b)), _exact_tn_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -79,14 +163,23 @@ def _cast_product_fwd(kind, dtype, a, b):
 
 def _cast_product_bwd(kind, dtype, operands, g):
   a, b = operands
-  product = functools.partial(_cast_product, dtype=dtype)
-  if kind == "ab":
-    da, db = product("abT", a=g, b=b), product("aTb", a=a, b=g)
-  elif kind == "abT":
-    da, db = product("ab", a=g, b=b), product("aTb", a=g, b=a)
-  else:
-    da, db = product("abT", a=b, b=g), product("ab", a=a, b=g)
+  da, db = _derivatives(kind, dtype, a, b, g)
   return da.astype(a.dtype), db.astype(b.dtype)
+
+
+def _derivatives(kind, dtype, a, b, g) -> tuple[Array, Array]:
+  """Returns the cotangents of a product's operands, as products accumulate."""
+  product = functools.partial(_product, dtype=dtype)
+  if kind == "ab":
+    if b.shape[0] < a.shape[0]:
+      # The longer side along lanes, which a short one would leave empty.
+      da = product("abT", a=b, b=g).T
+    else:
+      da = product("abT", a=g, b=b)
+    return da, product("aTb", a=a, b=g)
+  if kind == "abT":
+    return product("ab", a=g, b=b), product("aTb", a=g, b=a)
+  return product("abT", a=b, b=g), product("ab", a=a, b=g)
 
 
 _cast_product.defvjp(_cast_product_fwd, _cast_product_bwd)

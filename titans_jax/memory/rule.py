@@ -64,12 +64,13 @@ class LastMomentum(NamedTuple):
   gradients: Array
 
 
-def _shift(x: Array, steps: int) -> Array:
-  """Moves rows down by `steps` (up where negative), filling with zeros."""
-  zeros = jnp.zeros((abs(steps), *x.shape[1:]), x.dtype)
-  if steps > 0:
-    return jnp.concatenate([zeros, x[:-steps]])
-  return jnp.concatenate([x[-steps:], zeros])
+def shift(x: Array, steps: int, fill: float = 0) -> Array:
+  """Moves rows down by `steps` (up where negative), filling behind them."""
+  rows = min(abs(steps), x.shape[0])
+  gap = jnp.full((rows, *x.shape[1:]), fill, x.dtype)
+  if rows == x.shape[0]:  # A TPU kernel has no empty arrays to append.
+    return gap
+  return jnp.concatenate([gap, x[:-steps]] if steps > 0 else [x[-steps:], gap])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -83,13 +84,13 @@ def solve(decay: Array, x: Array, transpose: bool = False) -> Array:
   """
   direction = -1 if transpose else 1
   if transpose:
-    decay = _shift(decay, -1)
+    decay = shift(decay, -1)
   size, step = x.shape[0], 1
   while step < size:
-    x = x + decay * _shift(x, direction * step)
+    x = x + decay * shift(x, direction * step)
     step *= 2
     if step < size:
-      decay = decay * _shift(decay, direction * (step // 2))
+      decay = decay * shift(decay, direction * (step // 2))
   return x
 
 
@@ -104,9 +105,9 @@ def _solve_bwd(transpose, residuals, g):
   decay, y = residuals
   dx = solve(decay, g, not transpose)
   if transpose:
-    d_decay = _shift(dx, 1) * y
+    d_decay = shift(dx, 1) * y
   else:
-    d_decay = dx * _shift(y, 1)
+    d_decay = dx * shift(y, 1)
   axes = tuple(
       axis
       for axis in range(1, y.ndim)

@@ -1,6 +1,6 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The memory's scan over whole chunks, as `jax.lax.scan` runs it."""
+"""The memory's scan over whole chunks, by `jax.lax.scan` or as one kernel."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ import functools
 import math
 from typing import Any, Callable
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 
+import pallas_kernels
 from titans_jax.memory import chunk as chunk_lib
 from titans_jax.memory import layout as layout_lib
 from titans_jax.memory import networks
+from titans_jax.memory import sharding
 from titans_jax.memory import state as state_lib
 
 Array = jax.Array
 MemoryState = state_lib.MemoryState
+
+# Carries that a scan keeps for its backward pass before it groups its steps.
+_KEPT_BYTES = 2**27
 
 
 def scan_aligned(
@@ -62,7 +68,10 @@ def with_written(
   """Leaves the tokens that are not real ones unwritten."""
   if layout.mask is None:
     return tokens
-  return tokens._replace(written=tokens.written & layout.mask)
+  written = layout.mask
+  if tokens.written is not None:
+    written &= tokens.written
+  return tokens._replace(written=written)
 
 
 def scan_chunks(
@@ -112,7 +121,9 @@ def scan_chunks(
     y = jnp.moveaxis(y, 1, 3)
     return y.reshape(batch, size, num_heads, *y.shape[4:])
 
-  written = tokens.written.reshape(batch, num_chunks, chunk_size)
+  written = tokens.written
+  if written is not None:
+    written = written.reshape(batch, num_chunks, chunk_size)
   chunks = jax.tree.map(split, tokens._replace(written=None))._replace(
       written=per_row(written), closes=per_row(closes), resets=per_row(resets)
   )
@@ -120,15 +131,92 @@ def scan_chunks(
       params=jax.tree.map(lambda p: p[None], params),
       initial=None if resets is None else initial,
   )
-  carry, (outputs, loss) = lax_scan(
-      functools.partial(chunk_lib.step, options),
+  per_channel = tokens.forget[0].shape[-1] != 1
+  if per_channel and options.implementation == "pallas":
+    raise ValueError(
+        "Gates alpha per output channel have no matrix form, which the kernel"
+        " is made of: implementation must be 'auto' or 'xla', got"
+        f" {options.implementation!r}."
+    )
+  run = _scan_per_channel if per_channel else _scan_scalar
+  carry, (outputs, loss) = run(
+      options,
       carry,
       chunks,
       constants,
       group=checkpoint_every,
       recompute=recompute,
   )
-  return join(outputs), join(loss), carry
+  return join(outputs), join(loss[..., 0, :]), carry
+
+
+def _scan_per_channel(options, carry, chunks, constants, *, group, recompute):
+  if options.implementation == "auto":
+    _log_once(options, "gates alpha per output channel have no matrix form")
+  step = functools.partial(chunk_lib.step_per_channel, options)
+  return lax_scan(
+      step, carry, chunks, constants, group=group, recompute=recompute
+  )
+
+
+def _scan_scalar(options, carry, chunks, constants, *, group, recompute):
+  """Runs `chunk.step`, whose carry has a form of its own."""
+  carry = chunk_lib.turn(carry)
+  if constants.initial is not None:
+    constants = constants._replace(initial=chunk_lib.turn(constants.initial))
+  step = chunk_lib.Step(options)
+
+  prepare_all = functools.partial(chunk_lib.prepare_all, options)
+
+  def prepared_step(carry, chunk, constants):
+    return step(carry, chunk_lib.prepare(options, chunk), constants)
+
+  def by_lax(carry, chunks, constants):
+    return lax_scan(
+        prepared_step,
+        carry,
+        chunks,
+        constants,
+        group=group,
+        recompute=recompute,
+    )
+
+  def by_kernel(carry, chunks, constants, interpret=None):
+    scan = functools.partial(
+        pallas_kernels.fused_scan, step, group=group, interpret=interpret
+    )
+    prepared = prepare_all(chunks)
+    return sharding.over_rows_and_heads(scan, carry, prepared, constants)
+
+  if options.implementation == "xla":
+    carry, ys = by_lax(carry, chunks, constants)
+  elif options.implementation == "pallas":
+    carry, ys = by_kernel(carry, chunks, constants)
+  else:
+    prepared = jax.eval_shape(prepare_all, chunks)
+    reason = pallas_kernels.why_not(step, carry, prepared, constants)
+    _log_once(options, reason)
+    if reason is None:
+      carry, ys = jax.lax.platform_dependent(
+          carry,
+          chunks,
+          constants,
+          tpu=functools.partial(by_kernel, interpret=False),
+          default=by_lax,
+      )
+    else:
+      carry, ys = by_lax(carry, chunks, constants)
+  return chunk_lib.turn_back(options, carry, chunks.keys.shape[-1]), ys
+
+
+@functools.cache
+def _log_once(options: chunk_lib.Rule, reason: str | None) -> None:
+  if reason is None:
+    logging.info(
+        "%s: the fused kernel on TPU, jax.lax.scan elsewhere.", options
+    )
+  else:
+    logging.info("%s: jax.lax.scan everywhere: %s", options, reason)
 
 
 def lax_scan(
@@ -148,7 +236,8 @@ def lax_scan(
     xs: leaves [B, H, N, ...].
     consts: leaves [B, H, ...], or of size 1 there.
     group: steps per group: reverse-mode differentiation keeps the carry once
-      per group and recomputes inside. None: about the square root of N.
+      per group and recomputes inside. None: one step, as long as all carries
+      kept are small, at most about the square root of N.
     recompute: False: keeps everything, for a caller that recomputes it all.
 
   Returns:
@@ -157,11 +246,18 @@ def lax_scan(
   body = _over_leading_axes(step_fn, consts, depth=2)
   steps = jax.tree.leaves(xs)[0].shape[2]
   xs = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), xs)
-  group = _group_size(steps, group) if recompute else steps
+  group = _group_size(steps, group, init) if recompute else steps
+
+  def one(carry, x):
+    return body(carry, x, consts)
 
   def run(carry, xs):
-    return jax.lax.scan(lambda c, x: body(c, x, consts), carry, xs)
+    return jax.lax.scan(one, carry, xs)
 
+  if group == 1:
+    # Nothing but the carry is kept, and every step recomputed as it is needed.
+    carry, ys = jax.lax.scan(jax.checkpoint(one, prevent_cse=False), init, xs)
+    return carry, jax.tree.map(lambda y: jnp.moveaxis(y, 0, 2), ys)
   if group == steps:
     if recompute:
       run = jax.checkpoint(run)
@@ -182,13 +278,21 @@ def lax_scan(
   return carry, jax.tree.map(lambda y: jnp.moveaxis(y, 0, 2), ys)
 
 
-def _group_size(steps: int, group: int | None) -> int:
-  """Returns the steps per group, by default a divisor near the square root."""
-  if group is None:
-    root = math.isqrt(steps)
-    divisors = [g for g in range(root, 2 * root + 1) if steps % g == 0]
-    return divisors[0] if divisors else root
-  return min(group, steps)
+def _group_size(steps: int, group: int | None, carry) -> int:
+  """Returns the steps per group, by default a divisor of the steps.
+
+  Groups of one are the quickest: what a group of several steps recomputes is
+  first stacked and then read again, and their carries' updates are recomputed
+  too. They are chosen as large as the carries need that are kept, and at most
+  near the square root, where the memory is least.
+  """
+  if group is not None:
+    return min(group, steps)
+  root = math.isqrt(steps)
+  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(carry))
+  least = min(root, -(-steps * size // _KEPT_BYTES))
+  divisors = [g for g in range(least, 2 * root + 1) if steps % g == 0]
+  return divisors[0] if divisors else root
 
 
 def _over_leading_axes(fn, consts, depth: int):

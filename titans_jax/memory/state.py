@@ -241,10 +241,10 @@ def conform(
         f"Tokens of dtype {tokens.keys.dtype} do not fit a state of {dtype}:"
         f" make the state of {tokens.keys.dtype} weights."
     )
-  written = tokens.written
+  kept = tokens.written
   tokens = jax.tree.map(
       lambda x: x.astype(dtype), tokens._replace(written=None)
-  )._replace(written=written)
+  )._replace(written=kept)
   has_momentum = state.chunk_start.momentum is not None
   if tokens.momentum is not None and not has_momentum:
     raise ValueError(
@@ -282,16 +282,11 @@ def _begin_chunk(
     state: MemoryState, rows: Array, start: chunk_lib.Carry
 ) -> MemoryState:
   """Opens an empty chunk at `start` in the rows [B] that are True."""
-
-  def select(new, old):
-    return jnp.where(rows.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
-
-  return dataclasses.replace(
-      state,
-      chunk_start=jax.tree.map(select, start, state.chunk_start),
-      open=jax.tree.map(lambda x: select(jnp.zeros_like(x), x), state.open),
-      count=jnp.where(rows, 0, state.count),
+  empty = jax.tree.map(jnp.zeros_like, (state.open, state.count))
+  chunk_start, opened, count = layout_lib.select_rows(
+      rows, (start, *empty), (state.chunk_start, state.open, state.count)
   )
+  return MemoryState(chunk_start, state.initial, opened, count)
 
 
 def close_rows(
@@ -316,6 +311,13 @@ def close_chunk(net: networks.Network, state: MemoryState) -> MemoryState:
   return close_rows(state, jnp.ones(state.batch_size, bool))
 
 
+def written(tokens: chunk_lib.Chunk) -> Array:
+  """Returns which of the tokens, leaves [B, T, H, ...], are written, [B, T]."""
+  if tokens.written is None:
+    return jnp.ones(tokens.keys.shape[:2], bool)
+  return tokens.written
+
+
 def put_open(
     state: MemoryState, tokens: chunk_lib.Chunk, first: Array
 ) -> chunk_lib.Chunk:
@@ -327,7 +329,7 @@ def put_open(
     first: int32 [B], the place where the open chunk starts, a multiple of b.
   """
   size = state.chunk_size
-  place = jnp.arange(tokens.written.shape[1]).reshape(1, -1, size)
+  place = jnp.arange(tokens.keys.shape[1]).reshape(1, -1, size)
   old = (place // size == (first // size)[:, None, None]) & (
       place % size < state.count[:, None, None]
   )
@@ -349,7 +351,7 @@ def put_open(
       momentum=None
       if tokens.momentum is None
       else put_per_head(tokens.momentum, kept.momentum),
-      written=put(tokens.written, kept.written),
+      written=put(written(tokens), kept.written),
   )
 
 
@@ -392,14 +394,14 @@ def with_open(
   def take_per_head(x):
     return jnp.moveaxis(take(x), 2, 1)
 
-  written = take(tokens.written)
+  taken = take(written(tokens))
   tokens = jax.tree.map(
       take_per_head, tokens._replace(queries=None, written=None)
   )
   return MemoryState(
       chunk_start=carry,
       initial=initial,
-      open=_linearized(options, params, carry.weights, tokens, written, filled),
+      open=_linearized(options, params, carry.weights, tokens, taken, filled),
       count=count,
   )
 
@@ -412,7 +414,11 @@ def _linearized(options, params, weights, tokens, written, filled) -> OpenChunk:
     tokens = jax.tree.map(
         lambda x: jnp.where(filled[:, None, :, None], x, 0), held
     )
-  linearize = functools.partial(chunk_lib.linearize, options)
+
+  def linearize(params, weights, keys, values):
+    product = chunk_lib.product_with(weights, options.dtype)
+    return chunk_lib.linearize(options, params, product, keys, values)
+
   per_head = jax.vmap(linearize, in_axes=(0, 0, 0, 0))
   inputs, deltas, _ = jax.vmap(per_head, in_axes=(None, 0, 0, 0))(
       params, weights, tokens.keys, tokens.values

@@ -52,15 +52,14 @@ def step(
     """Puts [B, ...] at old[b, count[b]], without touching the other places."""
     new = new.astype(old.dtype)
     if mask is not None:
-      kept = old[rows, state.count]
-      new = jnp.where(mask.reshape(-1, *(1,) * (new.ndim - 1)), new, kept)
+      new = layout_lib.select_rows(mask, new, old[rows, state.count])
     return old.at[rows, state.count].set(new, unique_indices=True)
 
   def put_per_head(new, old):  # [B, H, 1, ...] into [B, H, b, ...]
     put_head = jax.vmap(put, in_axes=1, out_axes=1)
     return put_head(new[:, :, 0], old)
 
-  written = put(tokens.written[:, 0], state.open.written)
+  written = put(state_lib.written(tokens)[:, 0], state.open.written)
   new = jax.tree.map(
       lambda x: jnp.moveaxis(x, 1, 2), tokens._replace(written=None)
   )
@@ -68,7 +67,8 @@ def step(
     new = _hold_open(new, state)
 
   def linearize(weights, keys, values, params):
-    return chunk_lib.linearize(options, params, weights, keys, values)
+    product = chunk_lib.product_with(weights, options.dtype)
+    return chunk_lib.linearize(options, params, product, keys, values)
 
   inputs, deltas, loss = _per_head(linearize)(
       state.chunk_start.weights, new.keys, new.values, params
@@ -117,10 +117,7 @@ def step(
   outputs = _per_head(read_head)(
       state.chunk_start, opened, written, new.queries, params
   )
-  outputs, loss = jnp.moveaxis(outputs, 2, 1), jnp.moveaxis(loss, 2, 1)
-  if mask is not None:
-    outputs = jnp.where(mask[:, None, None, None], outputs, 0)
-  return outputs, loss, state
+  return jnp.moveaxis(outputs, 2, 1), jnp.moveaxis(loss[..., 0], 2, 1), state
 
 
 def _change_rows(change, state: MemoryState, rows: Array) -> MemoryState:

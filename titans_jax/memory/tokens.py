@@ -92,5 +92,5 @@ def make_tokens(
       momentum=None
       if gates.momentum is None
       else per_layer("momentum", gates.momentum),
-      written=jnp.ones((batch, length), bool),
+      written=None,
   )

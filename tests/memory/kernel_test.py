@@ -1,0 +1,204 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The memory's scan as one kernel: equal to `jax.lax.scan`, and compiled."""
+
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+
+from tests import absent_tpu
+from tests.memory import testing
+import titans_jax as titans
+from titans_jax import memory
+
+TOPOLOGIES = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
+
+
+def compile_for(devices, fn, *arguments):
+  """Returns the text of a program compiled for one chip of a topology."""
+  mesh = jax.sharding.Mesh(devices[:1], ("data",))
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  with jax.set_mesh(mesh), jax.enable_x64(False):
+    jitted = jax.jit(fn, in_shardings=whole, out_shardings=whole)
+    return jitted.lower(*arguments).compile().as_text()
+
+
+def gradients(inputs, implementation):
+  """Returns outputs, final state and gradients of a function of both."""
+  tokens = dict(inputs.tokens)
+  arrays = {k: tokens.pop(k) for k in ("mask", "resets") if k in tokens}
+
+  def objective(values, state):
+    tokens, params, weights = values
+    state = memory.MemoryState(
+        state.chunk_start._replace(
+            weights=tuple(
+                jnp.broadcast_to(w, s.shape)
+                for w, s in zip(weights, state.chunk_start.weights)
+            )
+        ),
+        state.initial,
+        state.open,
+        state.count,
+    )
+    outputs, state = inputs.call(
+        implementation, tokens=tokens | arrays, params=params, state=state
+    )
+    total = jnp.sum(jnp.sin(outputs))
+    for w in state.weights + state.momentum:
+      total += jnp.sum(jnp.cos(w))
+    return total, (outputs, state.weights, state.momentum)
+
+  values = (tokens, inputs.params, inputs.weights)
+  grad = jax.jit(jax.grad(objective, has_aux=True))
+  return grad(values, inputs.state)
+
+
+class KernelTest(parameterized.TestCase):
+
+  @parameterized.named_parameters(
+      ("one_layer", {"depth": 1, "residual": False, "norm": False}, {}),
+      ("two_layers_tail", {}, {"length": 11, "chunk": 4}),
+      ("odd_sizes", {"expansion": 1.5}, {"dim": 6, "chunk": 5, "length": 7}),
+      ("mask_and_documents", {}, {"mask": True, "resets": [(0, 4), (1, 8)]}),
+      ("no_momentum", {}, {"momentum": False, "shared": True}),
+      ("no_forgetting", {}, {"forget": "none", "chunk": 16, "length": 32}),
+      (
+          "bound_and_held_gates",
+          {},
+          {"max_grad_norm": 0.2, "gates_per_chunk": True},
+      ),
+  )
+  def test_equals_lax_scan(self, net, options):
+    net = memory.MLP(**{"expansion": 2} | net)
+    inputs = testing.make_inputs(net, dtype=jnp.float32, **options)
+    testing.assert_close(
+        gradients(inputs, "pallas"), gradients(inputs, "xla"), 1e-5
+    )
+
+  def test_deep_networks(self):
+    net = memory.MLP(depth=4, expansion=2)
+    inputs = testing.make_inputs(net, dtype=jnp.float32)
+    testing.assert_close(
+        gradients(inputs, "pallas"), gradients(inputs, "xla"), 1e-5
+    )
+
+  def test_rounds_like_lax_scan(self):
+    inputs = testing.make_inputs(
+        memory.MLP(), dim=16, chunk=8, length=16, dtype=jnp.float32
+    )
+    inputs.options["dtype"] = "bfloat16"
+    actual, expected = (gradients(inputs, i) for i in ("pallas", "xla"))
+    # bfloat16 has 8 bits; a rounding that falls the other way moves what comes
+    # after by that much.
+    testing.assert_close(actual, expected, 2**-7)
+
+  def test_one_token(self):
+    inputs = testing.make_inputs(
+        memory.MLP(expansion=2), length=1, dtype=jnp.float32
+    )
+    actual, _ = inputs.call("pallas")
+    expected, _ = inputs.call("xla")
+    testing.assert_close(actual, expected, 1e-6)
+
+  def test_refuses_gates_per_channel(self):
+    inputs = testing.make_inputs(
+        memory.MLP(), forget="channel", dtype=jnp.float32
+    )
+    with self.assertRaisesRegex(ValueError, "per output channel.*'pallas'"):
+      inputs.call("pallas")
+
+  def test_refuses_float64(self):
+    inputs = testing.make_inputs(memory.MLP())
+    with self.assertRaisesRegex(ValueError, "no float64 on TPU"):
+      inputs.call("pallas")
+
+
+class CompiledTest(parameterized.TestCase):
+  """Compiled for TPUs that are not there (compiler, not measurement)."""
+
+  def check(self, chip, dim, chunk, expansion=4, heads=2):
+    net = memory.MLP(expansion=expansion)
+
+    def inputs():
+      return testing.make_inputs(
+          net,
+          batch=1,
+          heads=heads,
+          dim=dim,
+          chunk=chunk,
+          length=2 * chunk + 1,
+          dtype=jnp.float32,
+      )
+
+    shapes = jax.eval_shape(
+        lambda: (lambda i: (i.tokens, i.params, i.weights))(inputs())
+    )
+
+    def loss(tokens, params, weights):
+      state = memory.init_state(net, weights, batch_size=1, chunk_size=chunk)
+      outputs, _ = memory.scan(
+          net,
+          state,
+          tokens["queries"],
+          tokens["keys"],
+          tokens["values"],
+          tokens["gates"],
+          params,
+          packed=True,
+          dtype="bfloat16",
+      )
+      return jnp.sum(outputs)
+
+    text = compile_for(
+        absent_tpu.devices(self, chip),
+        jax.grad(loss, argnums=(0, 1, 2)),
+        *shapes
+    )
+    for name in ("fused_scan_forward", "fused_scan_backward"):
+      self.assertIn(name, text)
+    # No scan over chunks beside it.
+    self.assertNotIn("while(", text)
+
+  @parameterized.parameters(*TOPOLOGIES)
+  def test_paper_heads(self, chip):
+    self.check(chip, dim=48, chunk=16)
+
+  @parameterized.parameters(
+      ("v5e:2x2", 64, 16), ("v6e:2x2", 96, 16), ("v5p:2x2x1", 128, 64)
+  )
+  def test_presets(self, chip, dim, chunk):
+    self.check(chip, dim, chunk)
+
+  def test_falls_back_where_vmem_is_too_small(self):
+    # Heads of 256 channels, weights and momentum of 4 MiB, on v4
+    with self.assertRaisesRegex(AssertionError, "fused_scan_forward"):
+      self.check("v4:2x2x1", dim=256, chunk=16)
+
+  def test_sharded_over_rows_and_heads(self):
+    mesh = jax.sharding.Mesh(
+        absent_tpu.devices(self, "v5e:2x2").reshape(2, 2), ("data", "tensor")
+    )
+    layer = titans.NeuralMemory(16, 2, 8, chunk_size=8)
+    shape = jax.ShapeDtypeStruct((4, 16, 16), jnp.float32)
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    with jax.enable_x64(False), jax.set_mesh(mesh):
+      variables = jax.eval_shape(
+          lambda x: layer.init(jax.random.key(0), x), shape
+      )
+
+      def loss(variables, x):
+        return jnp.sum(layer.apply(variables, x)[0])
+
+      jitted = jax.jit(jax.grad(loss), in_shardings=(whole, rows))
+      text = jitted.lower(variables, shape).compile().as_text()
+    self.assertIn("fused_scan_backward", text)
+    # Each of the four chips has two of the four rows and one of the two heads.
+    self.assertRegex(text, r"f32\[2,1,8,32\]\S* custom-call|f32\[2,1,8,32\]")
+
+
+if __name__ == "__main__":
+  from absl.testing import absltest
+
+  absltest.main()
