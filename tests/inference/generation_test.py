@@ -60,6 +60,13 @@ class GenerateTest(parameterized.TestCase):
       pieces = self.generate("mac", lengths=LENGTHS)
     np.testing.assert_array_equal(pieces, whole)
 
+  def test_short_prompts_read_token_by_token_are_read_alike(self):
+    with mock.patch.object(generation, "_SHORT", 0):
+      whole = self.generate("mac", lengths=LENGTHS)
+    with mock.patch.object(generation, "_SHORT", 2):
+      tokens = self.generate("mac", lengths=LENGTHS)
+    np.testing.assert_array_equal(tokens, whole)
+
   def test_goes_on_from_a_state(self):
     model, variables = self.models["lmm"]
     _, state = jax.jit(model.apply)(variables, PROMPTS[:, :10])

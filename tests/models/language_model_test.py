@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.memory import testing
 import titans_jax as titans
 from titans_jax.models import config as config_lib
 
@@ -95,16 +96,16 @@ class Properties:
     logits, state = self.whole
     lengths = [PIECE, 1, PIECE, 1, PIECE, PIECE, 1, 1]
     pieces, piecewise = self.read_pieces(self.tokens, self.all_real, lengths)
-    assert_close(pieces, logits, 1e-9)
-    assert_close(piecewise, state, 1e-9)
+    testing.assert_close(pieces, logits, 1e-9)
+    testing.assert_close(piecewise, state, 1e-9)
 
   def test_one_token_at_a_time(self):
     logits, state = self.whole
     pieces, piecewise = self.read_pieces(
         self.tokens, self.all_real, [1] * LENGTH
     )
-    assert_close(pieces, logits, 1e-9)
-    assert_close(piecewise, state, 1e-9)
+    testing.assert_close(pieces, logits, 1e-9)
+    testing.assert_close(piecewise, state, 1e-9)
 
   def test_fresh_training_path_is_the_same_function(self):
     logits, state = self.whole
@@ -112,8 +113,8 @@ class Properties:
     packed, packed_state = self._read_packed(
         self.variables, self.tokens, self.all_real, ids
     )
-    assert_close(packed, logits, 1e-9)
-    assert_close(
+    testing.assert_close(packed, logits, 1e-9)
+    testing.assert_close(
         [s.mixer for s in packed_state], [s.mixer for s in state], 1e-9
     )
 
@@ -130,13 +131,17 @@ class Properties:
       tail = jnp.broadcast_to(jnp.arange(LENGTH) < len(places), mask.shape)
       alone, alone_state = self.read(compact, self.start, tail)
       # Then logits and state are the same
-      assert_close(logits[row, places], alone[row, : len(places)], 1e-9)
-      assert_close(select_row(state, row), select_row(alone_state, row), 1e-9)
+      testing.assert_close(logits[row, places], alone[row, : len(places)], 1e-9)
+      testing.assert_close(
+          select_row(state, row), select_row(alone_state, row), 1e-9
+      )
     # And padding in pieces is padding
     lengths = [PIECE, 1, PIECE, 1, PIECE, PIECE, 1, 1]
     pieces, piecewise = self.read_pieces(noise, mask, lengths)
-    assert_close(pieces * mask[..., None], logits * mask[..., None], 1e-9)
-    assert_close(piecewise, state, 1e-9)
+    testing.assert_close(
+        pieces * mask[..., None], logits * mask[..., None], 1e-9
+    )
+    testing.assert_close(piecewise, state, 1e-9)
 
   def test_packed_documents_are_the_documents_alone(self):
     ids = jnp.zeros((BATCH, LENGTH), jnp.int32)
@@ -164,9 +169,11 @@ class Properties:
       )
       tail = jnp.broadcast_to(jnp.arange(LENGTH) < last - first, mask.shape)
       alone, alone_state = self.read(document, self.start, tail)
-      assert_close(alone[row, : last - first], logits[row, first:last], 1e-9)
+      testing.assert_close(
+          alone[row, : last - first], logits[row, first:last], 1e-9
+      )
       if last == LENGTH:
-        assert_close(
+        testing.assert_close(
             select_row([s.mixer for s in state], row),
             select_row([s.mixer for s in alone_state], row),
             1e-9,
@@ -189,20 +196,20 @@ class Properties:
     second, last = read(
         self.tokens[:, there], middle, mask[:, there], ids[:, there]
     )
-    assert_close(first[:, : UNIT - 3], logits[:, : UNIT - 3], 1e-9)
-    assert_close(second, logits[:, UNIT:], 1e-9)
-    assert_close(last, state, 1e-9)
+    testing.assert_close(first[:, : UNIT - 3], logits[:, : UNIT - 3], 1e-9)
+    testing.assert_close(second, logits[:, UNIT:], 1e-9)
+    testing.assert_close(last, state, 1e-9)
     # Its first token in a call of its own, and with padding behind it.
     alone = slice(UNIT, UNIT + 1)
     first, one = read(
         self.tokens[:, alone], middle, mask[:, alone], ids[:, alone]
     )
-    assert_close(first, second[:, :1], 1e-9)
+    testing.assert_close(first, second[:, :1], 1e-9)
     only = mask.at[:, UNIT + 1 :].set(False)
     _, padded = read(
         self.tokens[:, there], middle, only[:, there], ids[:, there]
     )
-    assert_close(one, padded, 1e-9)
+    testing.assert_close(one, padded, 1e-9)
 
   def test_a_call_changes_nothing_in_the_model(self):
     before = jax.tree.map(np.array, (self.variables, self.start))
@@ -224,8 +231,8 @@ class Properties:
     logits, after = read(state)
     learned, _ = self.read(tokens, state, self.all_real[:, :PIECE])
     for memory_before, memory_after in zip(memories(state), memories(after)):
-      assert_close(memory_after.weights, memory_before.weights, 1e-12)
-      assert_close(memory_after.momentum, memory_before.momentum, 1e-12)
+      testing.assert_close(memory_after.weights, memory_before.weights, 1e-12)
+      testing.assert_close(memory_after.momentum, memory_before.momentum, 1e-12)
     if memories(state):
       self.assertGreater(np.abs(logits - learned).max(), 1e-6)
 
@@ -246,7 +253,7 @@ class Properties:
     np.testing.assert_allclose(loss, expected, rtol=1e-9)
     np.testing.assert_allclose(metrics["cross_entropy"], expected, rtol=1e-9)
     self.assertEqual(metrics["num_tokens"], jnp.sum(scored))
-    assert_close(state, expected_state, 1e-9)
+    testing.assert_close(state, expected_state, 1e-9)
 
   @pytest.mark.slow
   def test_random_tokens_cannot_be_predicted(self):
@@ -322,15 +329,6 @@ def memories(state):
 def select_row(state, row):
   """Returns a row's leaves; those that all rows share are left out."""
   return [x[row] for x in jax.tree.leaves(state) if x.shape[0] == BATCH]
-
-
-def assert_close(actual, expected, tolerance):
-  actual, expected = jax.tree.leaves(actual), jax.tree.leaves(expected)
-  assert len(actual) == len(expected)
-  for a, e in zip(actual, expected):
-    a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
-    scale = max(1.0, np.abs(e).max(initial=0))
-    np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * scale)
 
 
 class BadInputTest(parameterized.TestCase):

@@ -20,6 +20,10 @@ Array = jax.Array
 # few programs are compiled, and activations do not grow with the prompt.
 _PIECE = 1024
 
+# A piece is computed as whole units, two of them where the first is open. Less
+# than this share of one is read token by token.
+_SHORT = 1 / 8
+
 
 def generate(
     model: language_model.TitansLM,
@@ -60,19 +64,21 @@ def generate(
     ValueError: options or lengths out of range, tokens outside the vocabulary,
       a state of another batch size, more tokens than full attention can hold.
   """
-  rng = _check(
+  options = {
+      "temperature": float(temperature),
+      "top_k": top_k,
+      "top_p": top_p,
+  }
+  rng, logits, state = _begin(
       model,
+      variables,
       prompts,
       lengths,
       max_new_tokens,
       rng,
+      options,
       stop_token,
-      temperature,
-      top_k,
-      top_p,
-  )
-  logits, state = prefill(
-      model, variables, prompts, lengths, state, max_new_tokens
+      state,
   )
   return _generate_rest(
       model,
@@ -82,9 +88,7 @@ def generate(
       rng,
       None if stop_token is None else jnp.int32(stop_token),
       max_new_tokens=max_new_tokens,
-      temperature=float(temperature),
-      top_k=top_k,
-      top_p=top_p,
+      **options,
   )
 
 
@@ -106,25 +110,22 @@ def stream(
 
   Ends early when every row has produced the stop token.
   """
-  rng = _check(
-      model,
-      prompts,
-      lengths,
-      max_new_tokens,
-      rng,
-      stop_token,
-      temperature,
-      top_k,
-      top_p,
-  )
-  logits, state = prefill(
-      model, variables, prompts, lengths, state, max_new_tokens
-  )
   options = {
       "temperature": float(temperature),
       "top_k": top_k,
       "top_p": top_p,
   }
+  rng, logits, state = _begin(
+      model,
+      variables,
+      prompts,
+      lengths,
+      max_new_tokens,
+      rng,
+      options,
+      stop_token,
+      state,
+  )
   variables = _unstack(variables)
 
   # Apart, so that errors and prefill come with the call, not the first token.
@@ -168,11 +169,13 @@ def prefill(
   batch, size = text.shape
   ends = np.full(batch, size) if lengths is None else np.asarray(lengths)
   if state is None:
-    state = model.init_state(variables, batch_size=batch)
+    state = _init_state(model, variables, batch)
   # The last sampled token is not read.
   model.check_room(state, ends + max(reserve - 1, 0))
   piece = min(_PIECE, 1 << (size - 1).bit_length())
   mask = np.arange(size) < ends[:, None]
+  short = piece <= _SHORT * model.config.unit
+  read = _prefill_steps if short else _prefill_piece
   logits: Any = None
   for first in range(0, size, piece):
     tokens = np.zeros((batch, piece), np.int32)
@@ -183,9 +186,7 @@ def prefill(
     model.check_tokens(np.where(here, tokens, 0))
     if logits is not None and not here.any():
       break
-    logits, state = _prefill_piece(
-        model, variables, tokens, here, state, logits
-    )
+    logits, state = read(model, variables, tokens, here, state, logits)
   return logits, state
 
 
@@ -198,6 +199,31 @@ def _prefill_piece(model, variables, tokens, mask, state, logits):
   if logits is not None:
     last = jnp.where(jnp.any(mask, axis=1)[:, None], last, logits)
   return last, state
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prefill_steps(model, variables, tokens, mask, state, logits):
+  """`_prefill_piece`, token by token."""
+  variables = language_model.unstack(variables)
+
+  def step(carry, x):
+    logits, state = carry
+    tokens, mask = x
+    new, state = model.apply(variables, tokens, state, mask=mask)
+    return (jnp.where(mask, new[:, 0], logits), state), None
+
+  # [P, B, 1]: what a step takes.
+  xs = (tokens.T[..., None], mask.T[..., None])
+  if logits is None:  # Every row's first token replaces them.
+    first = jax.tree.map(lambda x: x[0], xs)
+    like, _ = jax.eval_shape(lambda x: step((0.0, state), x)[0], first)
+    logits = jnp.zeros_like(like)
+  return jax.lax.scan(step, (logits, state), xs)[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _init_state(model, variables, batch_size):
+  return model.init_state(variables, batch_size=batch_size)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
@@ -265,19 +291,19 @@ def _generate_rest(
   return jax.lax.while_loop(cond, body, carry)[3]
 
 
-def _check(
+def _begin(
     model,
+    variables,
     prompts,
     lengths,
     max_new_tokens,
     rng,
+    options,
     stop_token,
-    temperature,
-    top_k,
-    top_p,
-) -> Array:
-  """Checks the arguments of a call and returns its key."""
-  sampling.check_options(temperature, top_k, top_p)
+    state,
+) -> tuple[Array, Array, language_model.State]:
+  """Checks a call, reads its prompts and returns key, logits and state."""
+  sampling.check_options(**options)
   if prompts.ndim != 2 or prompts.shape[1] < 1:
     raise ValueError(
         f"prompts must have shape [B, P] with P >= 1, got {prompts.shape}."
@@ -306,7 +332,10 @@ def _check(
           f" width, got {lengths.tolist()}."
       )
   if rng is None:
-    if temperature > 0:
+    if options["temperature"] > 0:
       raise ValueError("Sampling needs a key: rng=jax.random.key(0), say.")
     rng = jax.random.key(0)
-  return rng
+  logits, state = prefill(
+      model, variables, prompts, lengths, state, max_new_tokens
+  )
+  return rng, logits, state

@@ -9,16 +9,21 @@ distance would grow without bound.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
+from absl import logging
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from titans_jax.layers import linear
 from titans_jax.layers import rotary
+from titans_jax.layers import splash
 from titans_jax.memory import conditional
 from titans_jax.memory import layout as layout_lib
+from titans_jax.memory import products
+from titans_jax.memory import sharding
 from titans_jax.memory import state as state_lib
 
 Array = jax.Array
@@ -55,7 +60,10 @@ def attend(
     sequence: KeysValues,
     mask: Array,
 ) -> Array:
-  """Softmax attention over [prefix | sequence].
+  """Softmax attention over [prefix | sequence], under any mask.
+
+  Two products of scores and one softmax: neither keys nor values are copied,
+  which for one token is most of the cost.
 
   Args:
     queries: unrotated, for the prefix, [B, T, H, D].
@@ -67,37 +75,117 @@ def attend(
   Returns:
     [B, T, H, D].
   """
-  batch, _, _, head_dim = queries.shape
-  keys, values = sequence
+  dtype = products.at_least_float32(queries.dtype)
   size = prefix.keys.shape[1]
-  if size:
-    # One softmax over both in one call: each kind of score gets channels of
-    # its own, where the other kind's keys are zero.
-    prefix = state_lib.broadcast_rows(prefix, batch)
-    queries = jnp.concatenate([rotated, queries], axis=-1)
-    keys = jnp.concatenate(
-        [
-            jnp.concatenate([jnp.zeros_like(prefix.keys), prefix.keys], -1),
-            jnp.concatenate([keys, jnp.zeros_like(keys)], -1),
-        ],
-        axis=1,
-    )
-    values = jnp.concatenate([prefix.values, values], axis=1)
-    mask = jnp.pad(mask, [(0, 0), (0, 0), (size, 0)], constant_values=True)
-  else:
-    queries = rotated
-  mask = mask[:, None]
-  if queries.dtype == jnp.float64:
-    # jax.nn computes its softmax in float32 whatever the inputs are.
-    queries = queries * (queries.shape[-1] / head_dim) ** 0.5
-    return nn.dot_product_attention(queries, keys, values, mask=mask)
-  padding = queries.shape[-1] - head_dim
-  if padding:  # jax.nn wants values as wide as keys.
-    values = jnp.pad(values, [(0, 0)] * 3 + [(0, padding)])
-  outputs = jax.nn.dot_product_attention(
-      queries, keys, values, mask=mask, scale=head_dim**-0.5
+  product = functools.partial(jnp.einsum, preferred_element_type=dtype)
+  to_prefix = product("bthd,nhd->bhtn", queries, prefix.keys[0])
+  scores = product("bthd,bshd->bhts", rotated, sequence.keys)
+  scores = jnp.where(mask[:, None], scores, jnp.finfo(dtype).min)
+  scores = jnp.concatenate([to_prefix, scores], axis=-1)
+  weights = jax.nn.softmax(scores * queries.shape[-1] ** -0.5, axis=-1)
+  weights = weights.astype(queries.dtype)
+  outputs = product("bhts,bshd->bthd", weights[..., size:], sequence.values)
+  outputs += product("bhtn,nhd->bthd", weights[..., :size], prefix.values[0])
+  return outputs.astype(queries.dtype)
+
+
+def attend_causally(
+    queries: Array,
+    rotated: Array,
+    prefix: KeysValues,
+    sequence: KeysValues,
+    positions: Array | None = None,
+    *,
+    window: int,
+    parts: int = 1,
+) -> Array:
+  """Softmax attention over the prefix and the keys behind every query.
+
+  On TPU by JAX's splash kernels, elsewhere (and where `splash.why_not` tells
+  why, which is logged once) by `attend` in blocks of the window.
+
+  Args:
+    queries: unrotated, for the prefix, [B, T, H, D].
+    rotated: for the sequence, [B, T, H, D].
+    prefix: [1, N_p, H, D]; every query sees all of it.
+    sequence: [B, S, H, D]; each of its equal parts ends at the last query, and
+      a query sees `window` keys of each part, the last at its own place.
+    positions: int32 [B or 1, T], the place of each query in its document: how
+      far back it sees at most; None: as far as the keys go.
+    window: W, static.
+    parts: of the sequence. With more than one, T may not exceed the window.
+
+  Returns:
+    [B, T, H, D].
+  """
+  static = {"window": window, "parts": parts}
+  plain = functools.partial(_attend_in_blocks, **static)
+  arguments = (queries, rotated, prefix, sequence, positions)
+  reason = splash.why_not(queries)
+  if reason:
+    _log_once(f"Attention without kernels on TPU too, because {reason}.")
+    return plain(*arguments)
+  kernels = functools.partial(splash.attend, **static)
+  return jax.lax.platform_dependent(
+      *arguments,
+      tpu=lambda *x: sharding.over_rows_and_heads(kernels, *x, heads=2),
+      default=plain,
   )
-  return outputs[..., :head_dim]
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+  logging.info(message)
+
+
+def _attend_in_blocks(
+    queries, rotated, prefix, sequence, positions, *, window, parts
+):
+  """`attend_causally` by `attend`; time and memory are linear in T."""
+  batch, length, *_ = queries.shape
+  size = sequence.keys.shape[1] // parts
+  if positions is None:
+    positions = jnp.arange(size - length, size)[None]
+  if length <= window:
+    mask = _behind_mask(positions, size, window)
+    mask = jnp.tile(mask, parts)
+    return attend(queries, rotated, prefix, sequence, mask)
+  # A block of queries sees keys of its own block and of the one before it.
+  pad = -length % window
+  blocks = (length + pad) // window
+
+  def pad_to(x, front):
+    ends = [(0, 0)] * x.ndim
+    ends[1] = (front, pad)
+    return jnp.pad(x, ends)
+
+  def fold(x):  # [B, T, ...] -> [B * blocks, W, ...]
+    return pad_to(x, 0).reshape(batch * blocks, window, *x.shape[2:])
+
+  def with_previous(x):  # [B, S, ...] -> [B * blocks, 2 W, ...]
+    x = pad_to(x, length + window - size)
+    x = x.reshape(batch, blocks + 1, window, *x.shape[2:])
+    both = jnp.concatenate([x[:, :-1], x[:, 1:]], axis=2)
+    return both.reshape(batch * blocks, 2 * window, *x.shape[3:])
+
+  sequence = KeysValues(*map(with_previous, sequence))
+  positions = jnp.broadcast_to(positions, (batch, length))
+  mask = _behind_mask(fold(positions), 2 * window, window)
+  outputs = attend(fold(queries), fold(rotated), prefix, sequence, mask)
+  outputs = outputs.reshape(batch, length + pad, *outputs.shape[2:])
+  return outputs[:, :length]
+
+
+def _behind_mask(positions: Array, size: int, window: int) -> Array:
+  """Returns bool [B, T, S] for T queries at the end of S keys.
+
+  A document's tokens stand side by side, so a key lies in the query's document
+  exactly if it is no further back than the query's position in it.
+  """
+  length = positions.shape[1]
+  behind = jnp.arange(length)[:, None] + (size - length) - jnp.arange(size)
+  inside = (behind >= 0) & (behind < window)
+  return inside & (behind <= positions[..., None])
 
 
 class Attention(nn.Module):
@@ -177,57 +265,27 @@ class WindowAttention(Attention):
       state: WindowState,
       layout: layout_lib.Layout | layout_lib.Token,
   ) -> tuple[Array, WindowState]:
-    """Attends over inputs [B, A, d], in blocks of the window."""
+    """Attends over inputs [B, A, d]."""
     if isinstance(layout, layout_lib.Token):
       return self._step(x, state, layout)
-    batch, size, _ = x.shape
-    window = self.window
+    batch, _, _ = x.shape
     positions = layout.positions()
     queries = self.queries(x)
     rotated = self.rotate(queries, positions)
     keys, values = self.keys_values(x)
     new = KeysValues(self.rotate(keys, positions), values)
     history = self._with_history(new, state, layout)
-    if size > window:
-      pad = -size % window
-      blocks = (size + pad) // window
-
-      def pad_end(x):
-        return jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-
-      def fold(x):  # [B, A, ...] -> [B * blocks, W, ...]
-        return pad_end(x).reshape(batch * blocks, window, *x.shape[2:])
-
-      def with_previous(x):  # [B, W + A, ...] -> [B * blocks, 2 W, ...]
-        x = pad_end(x).reshape(batch, blocks + 1, window, *x.shape[2:])
-        both = jnp.concatenate([x[:, :-1], x[:, 1:]], axis=2)
-        return both.reshape(batch * blocks, 2 * window, *x.shape[3:])
-
-      sequence = KeysValues(*map(with_previous, history))
-      rows = jnp.broadcast_to(positions, (batch, size))
-      mask = self._mask(fold(rows), 2 * window)
-      outputs = attend(
-          fold(queries), fold(rotated), state.prefix, sequence, mask
-      )
-      outputs = outputs.reshape(batch, size + pad, *outputs.shape[2:])
-      outputs = outputs[:, :size]
-    else:
-      # Fresh rows have no history to look at.
-      sequence = new if layout.position is None else history
-      mask = self._mask(positions, sequence.keys.shape[1])
-      outputs = attend(queries, rotated, state.prefix, sequence, mask)
+    fresh = layout.position is None
+    outputs = attend_causally(
+        queries,
+        rotated,
+        state.prefix,
+        # Fresh rows have no history to look at.
+        new if fresh else history,
+        None if fresh and layout.starts is None else positions,
+        window=self.window,
+    )
     return self.output(outputs), self._next_state(history, state, layout, batch)
-
-  def _mask(self, positions: Array, size: int) -> Array:
-    """Returns bool [B, T, S] for T queries at the end of S keys.
-
-    A document's tokens stand side by side, so a key lies in the query's
-    document exactly if it is no further back than the query's position in it.
-    """
-    length = positions.shape[1]
-    behind = jnp.arange(length)[:, None] + (size - length) - jnp.arange(size)
-    inside = (behind >= 0) & (behind < self.window)
-    return inside & (behind <= positions[..., None])
 
   def _with_history(self, new, state, layout) -> KeysValues:
     """Returns [B, W + A, H, D]: the window before the call, then the call."""
@@ -290,10 +348,8 @@ def clear_rows(rows: Array | None, caches):
     return caches
 
   def clear(caches, rows):
-    return jax.tree.map(
-        lambda c: jnp.where(rows.reshape(-1, *(1,) * (c.ndim - 1)), 0, c),
-        caches,
-    )
+    zeros = jax.tree.map(jnp.zeros_like, caches)
+    return layout_lib.select_rows(rows, zeros, caches)
 
   return conditional.change_if(clear, jnp.any(rows), caches, rows)
 
@@ -303,6 +359,5 @@ def put_token(cache: Array, token: Array, place: Array, mask) -> Array:
   token = token.astype(cache.dtype)
   if mask is not None:
     old = layout_lib.rows_at(cache, place, 1)
-    mask = mask.reshape((-1,) + (1,) * (token.ndim - 1))
-    token = jnp.where(mask, token, old)
+    token = layout_lib.select_rows(mask, token, old)
   return layout_lib.put_rows(cache, token, place)

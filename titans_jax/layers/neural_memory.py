@@ -109,6 +109,8 @@ class NeuralMemory(nn.Module):
     normalize_values: RMS-normalises v.
     conv_size: taps of the convolutions on q, k and v; 0: none.
     checkpoint_every: chunks per group of the backward pass, or None.
+    implementation: of the scan over chunks, as in `memory.scan`: "auto", "xla"
+      or "pallas".
     dtype: of the computation; state and gates stay in at least float32.
     param_dtype: of the parameters.
     out_scale: scale of the output projection's initial deviation.
@@ -129,6 +131,7 @@ class NeuralMemory(nn.Module):
   normalize_values: bool = True
   conv_size: int = 4
   checkpoint_every: int | None = None
+  implementation: str = "auto"
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
   out_scale: float = 1.0
@@ -173,6 +176,7 @@ class NeuralMemory(nn.Module):
         max_grad_norm=self.max_grad_norm,
         gates_per_chunk=self.gates_per_chunk,
         dtype=jnp.dtype(self.dtype),
+        implementation=self.implementation,
     )
 
   # --------------------------------------------------------------------------
@@ -217,23 +221,18 @@ class NeuralMemory(nn.Module):
         )
       check_chunk_size(state.memory, self.chunk_size)
       count = state.memory.count
+    layout: Layout | layout_lib.Token
     if length == 1 and count is not None:
-      layout_lib.check_starts(resets, self.chunk_size)
-      token = layout_lib.token(
-          None if mask is None else mask[:, 0],
-          None if resets is None else resets[:, 0],
-          count,
+      layout = layout_lib.token(mask, resets, count)
+    else:
+      layout = layout_lib.align(
+          (batch, length),
+          self.chunk_size,
+          mask=mask,
+          starts=resets,
+          offset=count,
+          position=count,
       )
-      y, state, _ = self.apply_aligned(x, state, token, update_memory)
-      return y if mask is None else jnp.where(mask[..., None], y, 0), state
-    layout = layout_lib.align(
-        (batch, length),
-        self.chunk_size,
-        mask=mask,
-        starts=resets,
-        offset=count,
-        position=count,
-    )
     x = layout.arrange(x)
     y, state, _ = self.apply_aligned(x, state, layout, update_memory)
     return layout.restore(y), state
@@ -329,7 +328,7 @@ class NeuralMemory(nn.Module):
     tokens = tokens_lib.make_tokens(self.net, None, k, v, self._gate(x))
     if not update_memory:
       # A token that is read without learning takes its place in the chunk.
-      tokens = tokens._replace(written=jnp.zeros_like(tokens.written))
+      tokens = tokens._replace(written=jnp.zeros(x.shape[:2], bool))
     return tokens, WriteState(key, value)
 
   def recall(

@@ -12,6 +12,7 @@ from titans_jax import memory as memory_lib
 VARIANTS = ("mac", "mag", "mal", "lmm", "transformer")
 DTYPES = ("bfloat16", "float32", "float64")
 FORGET = ("token", "channel", "none")
+IMPLEMENTATIONS = ("auto", "xla", "pallas")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,9 @@ class TitansConfig:
     tie_embeddings: whether the output projection is the embedding's transpose.
     remat: whether the backward pass recomputes each block's activations.
     checkpoint_every: chunks per group in the memory's backward pass, or None.
+    implementation: of the memory's scan over chunks: "auto" (one kernel on TPU,
+      `jax.lax.scan` elsewhere), "xla" (`jax.lax.scan`) or "pallas" (the kernel,
+      interpreted on CPU).
     dtype: of the computation: "bfloat16", "float32" or "float64". Memory state,
       gates, norms' sums and the loss stay in at least float32.
     param_dtype: of the parameters.
@@ -83,12 +87,14 @@ class TitansConfig:
   tie_embeddings: bool = True
   remat: bool = False
   checkpoint_every: int | None = None
+  implementation: str = "auto"
   dtype: str = "float32"
   param_dtype: str = "float32"
 
   def __post_init__(self):
     _check_choice("variant", self.variant, VARIANTS)
     _check_choice("forget", self.forget, FORGET)
+    _check_choice("implementation", self.implementation, IMPLEMENTATIONS)
     _check_choice("dtype", self.dtype, DTYPES)
     _check_choice("param_dtype", self.param_dtype, DTYPES)
     for name in (

@@ -94,11 +94,7 @@ class TitansLM(nn.Module):
     hidden, state, _ = self._read(
         tokens, state, layout, document, update_memory
     )
-    if isinstance(layout, layout_lib.Layout):
-      hidden = layout.restore(hidden)
-    elif mask is not None:
-      hidden = jnp.where(mask[..., None], hidden, 0)
-    return self._logits(hidden), state
+    return self._logits(layout.restore(hidden)), state
 
   def loss(
       self,
@@ -139,11 +135,9 @@ class TitansLM(nn.Module):
     hidden, state, gauges = self._read(
         tokens, state, layout, document, update_memory
     )
-    if isinstance(layout, layout_lib.Layout):
-      # Places without a token get targets of -1.
-      targets = layout.arrange(targets + 1) - 1
-      mask = layout.mask
     scored = targets >= 0 if mask is None else mask & (targets >= 0)
+    # Zeros elsewhere: a place without a token is not scored.
+    targets, scored = layout.arrange(targets), layout.arrange(scored)
     total, log_z2, correct = loss_lib.cross_entropy(
         hidden,
         targets,
@@ -236,7 +230,7 @@ class TitansLM(nn.Module):
       return carry, block.initial_state(batch_size)
 
     _, stacked = self._over_layers(body)(self.blocks, (), None)
-    return self._unstack(stacked)
+    return _by_layer(stacked)
 
   def _over_layers(self, body):
     """Scans body(block, carry, x) over the blocks' stacked parameters."""
@@ -245,12 +239,6 @@ class TitansLM(nn.Module):
         variable_axes={"params": 0},
         split_rngs={"params": True},
         length=self.config.num_layers,
-    )
-
-  def _unstack(self, stacked) -> State:
-    return tuple(
-        jax.tree.map(lambda x, i=i: x[i], stacked)
-        for i in range(self.config.num_layers)
     )
 
   def _layout(self, tokens, state, mask, document_ids):
@@ -275,14 +263,8 @@ class TitansLM(nn.Module):
       if state is None:
         # A document that starts with the call starts where everything does.
         starts = starts.at[:, 0].set(False)
-      layout_lib.check_starts(starts, unit)
     if length == 1 and state is not None:
-      token = layout_lib.token(
-          None if mask is None else mask[:, 0],
-          None if starts is None else starts[:, 0],
-          position,
-      )
-      return token, document
+      return layout_lib.token(mask, starts, position), document
     layout = layout_lib.align(
         (batch, length),
         unit,
@@ -297,8 +279,7 @@ class TitansLM(nn.Module):
   def _read(self, tokens, state, layout, document, update_memory):
     """Returns hidden [B, A, d], the state, and gauges stacked over blocks."""
     config = self.config
-    if isinstance(layout, layout_lib.Layout):
-      tokens = layout.arrange(tokens)
+    tokens = layout.arrange(tokens)
     x = self.embedding[tokens].astype(config.dtype) * config.model_dim**0.5
     if isinstance(layout, layout_lib.Token) and not self.is_initializing():
       x, state, gauges = self._step(x, state, layout, document, update_memory)
@@ -316,12 +297,16 @@ class TitansLM(nn.Module):
       if config.remat:
         body = nn.remat(body, prevent_cse=False)
       x, (stacked, gauges) = self._over_layers(body)(self.blocks, x, stacked)
-      state = self._unstack(stacked)
+      state = _by_layer(stacked)
     return self.final_norm(x), state, gauges
 
   def _step(self, x, state, token, document, update_memory):
     """One token a row. Unrolled over blocks: a scan would copy every state."""
-    params_of = _by_layer(self.blocks.variables["params"], len(state))
+    params_of = self.blocks.variables["params"]
+    if "0" in params_of:  # as `unstack` returns them
+      params_of = [params_of[str(i)] for i in range(len(state))]
+    else:
+      params_of = _by_layer(params_of)
     block = blocks.Block(self.config, parent=None)
     states, gauges = [], []
     for params, block_state in zip(params_of, state, strict=True):
@@ -349,19 +334,15 @@ def unstack(variables):
   A step that finds them stacked copies each layer's out of the stack first.
   """
   params = dict(variables["params"])
-  layers = jax.tree.leaves(params["blocks"])[0].shape[0]
-  params["blocks"] = {
-      str(i): layer
-      for i, layer in enumerate(_by_layer(params["blocks"], layers))
-  }
+  layers = _by_layer(params["blocks"])
+  params["blocks"] = {str(i): layer for i, layer in enumerate(layers)}
   return {**variables, "params": params}
 
 
-def _by_layer(params, num_layers: int):
-  """Returns the parameters of every block, stacked or unstacked."""
-  if "0" in params:
-    return [params[str(i)] for i in range(num_layers)]
-  return [jax.tree.map(lambda p, i=i: p[i], params) for i in range(num_layers)]
+def _by_layer(stacked) -> tuple[Any, ...]:
+  """Returns each block's share of leaves [num_layers, ...]."""
+  layers = range(jax.tree.leaves(stacked)[0].shape[0])
+  return tuple(jax.tree.map(lambda x, i=i: x[i], stacked) for i in layers)
 
 
 def _document_starts(ids, document, mask):

@@ -261,13 +261,11 @@ class MemoryAsContext(nn.Module):
     complete = place + 1 == length
     if token.mask is not None:
       complete &= token.mask
-    segment_start, recalled, sequence = _change_where(
-        complete,
-        (
-            memory.memory.chunk_start.weights,
-            *jax.tree.map(jnp.zeros_like, (recalled, sequence)),
-        ),
-        (segment_start, recalled, sequence),
+    segment_start = _change_where(
+        complete, memory.memory.chunk_start.weights, segment_start
+    )
+    recalled, sequence = attention_lib.clear_rows(
+        complete, (recalled, sequence)
     )
     state = MACState(
         memory, recall, segment_start, recalled, sequence, state.prefix
@@ -301,13 +299,13 @@ def _run_segment(
   recalled = mixer.rotated_keys_values(h, places)
   if part.offset is not None:
     recalled = _put_open(recalled, state.recalled, part.offset)
-  causal = jnp.tril(jnp.ones((length, length), bool))
-  y = attention_lib.attend(
+  y = attention_lib.attend_causally(
       segment.queries,
       segment.rotated,
       state.prefix,
       _side_by_side(recalled, segment.sequence),
-      jnp.tile(causal, 2)[None],
+      window=length,
+      parts=2,
   )
   y = mixer.attention.output(y)
   queries, query = memory.queries(y, carry.query, part)
@@ -334,7 +332,9 @@ def _run_segment(
   segment_start = new.weights
   if part.end is not None:
     complete = part.end == length
-    segment_start = _where(complete, new.weights, carry.segment_start)
+    segment_start = layout_lib.select_rows(
+        complete, new.weights, carry.segment_start
+    )
   carry = _Carry(new, segment_start, query, write)
   tokens = tokens._replace(queries=None)
   return carry, (mixer.gate(y, m), loss, tokens, recalled)
@@ -344,14 +344,15 @@ def _restarted(
     starts: Array, initial: chunk_lib.Carry, carry: _Carry
 ) -> _Carry:
   """Starts a document in the rows where `starts` [B] is True."""
+  select = functools.partial(layout_lib.select_rows, starts)
   convolutions = jax.tree.map(
-      lambda conv: conv._replace(tail=_where(starts, conv.initial, conv.tail)),
+      lambda conv: conv._replace(tail=select(conv.initial, conv.tail)),
       (carry.query, carry.write),
       is_leaf=lambda x: isinstance(x, ConvolutionState),
   )
   return _Carry(
-      _where(starts, initial, carry.memory),
-      _where(starts, initial.weights, carry.segment_start),
+      select(initial, carry.memory),
+      select(initial.weights, carry.segment_start),
       *convolutions,
   )
 
@@ -407,19 +408,10 @@ def _take_open(x: Array, layout: Layout, length: int) -> Array:
   return jnp.where(filled.reshape(*filled.shape, *(1,) * (x.ndim - 2)), rows, 0)
 
 
-def _where(rows: Array, new, old):
-  """Selects per row of leaves [B, ...]."""
-  return jax.tree.map(
-      lambda n, o: jnp.where(rows.reshape((-1,) + (1,) * (o.ndim - 1)), n, o),
-      new,
-      old,
-  )
-
-
 def _change_where(rows: Array, new, old):
-  """`_where`, without a write where no row asks for it."""
+  """`select_rows`, without a write where no row asks for it."""
   return conditional.change_if(
-      lambda old, rows, new: _where(rows, new, old),
+      lambda old, rows, new: layout_lib.select_rows(rows, new, old),
       jnp.any(rows),
       old,
       rows,

@@ -43,6 +43,7 @@ def neural_memory(config: TitansConfig) -> neural_memory_lib.NeuralMemory:
       normalize_values=config.normalize_values,
       conv_size=config.conv_size,
       checkpoint_every=config.checkpoint_every,
+      implementation=config.implementation,
       dtype=config.dtype,
       param_dtype=config.param_dtype,
       out_scale=out_scale(config),
