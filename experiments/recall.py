@@ -15,6 +15,7 @@ import pathlib
 from absl import app
 from absl import flags
 
+from titans_jax.data import files
 from titans_jax.evaluation import recall
 from titans_jax.models import config as model_config
 from titans_jax.models import language_model
@@ -113,7 +114,7 @@ def _run(variant: str, workdir: pathlib.Path) -> dict | None:
 
 def _write(results: dict, workdir: pathlib.Path) -> None:
   """Writes results.json and the plot of what is done so far."""
-  (workdir / "results.json").write_text(json.dumps(results, indent=2))
+  files.replace(workdir / "results.json", json.dumps(results, indent=2))
   import matplotlib  # pylint: disable=g-import-not-at-top
 
   matplotlib.use("Agg")

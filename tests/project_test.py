@@ -21,7 +21,8 @@ _DISTRIBUTIONS = {
     "tensorboardX": "tensorboardx",
 }
 
-# What each may import of the project. experiments -> ... -> memory.
+# What each may import of the project. experiments -> ... -> memory, which alone
+# imports the kernels; the tools beside these know the memory.
 _BELOW = {
     "memory": set(),
     "layers": {"memory"},
@@ -41,7 +42,7 @@ _BELOW = {
 
 
 def sources():
-  for folder in ("titans_jax", "experiments", "tests"):
+  for folder in ("titans_jax", "pallas_kernels", "experiments", "tests"):
     yield from sorted((ROOT / folder).rglob("*.py"))
 
 
@@ -94,9 +95,10 @@ class ProjectTest(absltest.TestCase):
     libraries = {
         name: target
         for name, target in targets().items()
-        if name in _BELOW or name == "experiments"
+        if name in _BELOW
+        or name in ("experiments", "pallas_kernels", "pallas_kernels_tools")
     }
-    self.assertLen(libraries, len(_BELOW) + 1)
+    self.assertLen(libraries, len(_BELOW) + 3)
     for name, target in libraries.items():
       expected = set()
       for src in target.srcs:
@@ -104,11 +106,23 @@ class ProjectTest(absltest.TestCase):
           top, _, rest = module.partition(".")
           if top == "titans_jax":
             expected.add(f":{rest.partition('.')[0]}")
+          elif top == "pallas_kernels":
+            # A target's own files are not deps.
+            expected.add(self._kernel_target(rest.partition(".")[0]))
           elif top not in sys.stdlib_module_names:
             expected.add(f"@pypi//{_DISTRIBUTIONS.get(top, top)}")
       self.assertEqual(set(target.deps), expected - {f":{name}"}, name)
 
+  def _kernel_target(self, module):
+    tools = targets()["pallas_kernels_tools"].srcs
+    if f"pallas_kernels/{module}.py" in tools:
+      return ":pallas_kernels_tools"
+    return ":pallas_kernels"
+
   def test_imports_point_one_way(self):
+    for path in targets()["pallas_kernels"].srcs:
+      for module in imports(ROOT / path):
+        self.assertNotIn(module.split(".")[0], ("titans_jax", "experiments"))
     for path in sources():
       parts = path.relative_to(ROOT).parts
       if parts[0] != "titans_jax" or len(parts) < 3:
@@ -125,7 +139,7 @@ class ProjectTest(absltest.TestCase):
     packages = set(setup["options"]["packages"].split())
     on_disk = {
         ".".join(path.relative_to(ROOT).parent.parts)
-        for folder in ("titans_jax", "experiments")
+        for folder in ("titans_jax", "pallas_kernels", "experiments")
         for path in (ROOT / folder).rglob("__init__.py")
     }
     mapped = {
@@ -156,7 +170,11 @@ class ProjectTest(absltest.TestCase):
 
   def test_readme_names_what_there_is(self):
     readme = (ROOT / "README.md").read_text()
-    for name in set(re.findall(r"-m experiments\.(\w+)", readme)):
-      self.assertTrue((ROOT / "experiments" / f"{name}.py").exists(), name)
+    commands = set(
+        re.findall(r"-m (experiments|pallas_kernels)\.(\w+)", readme)
+    )
+    self.assertLen({package for package, _ in commands}, 2)
+    for package, name in commands:
+      self.assertTrue((ROOT / package / f"{name}.py").exists(), name)
     for path in set(re.findall(r"(?:experiments/configs|docs)/[\w.]+", readme)):
       self.assertTrue((ROOT / path).exists(), path)

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 
+import tests
 from titans_jax.training import checkpoints
 from titans_jax.training import metrics
 
@@ -50,11 +51,7 @@ def command(experiment, *args):
 def environment():
   # One device and float32, as a user has them.
   return os.environ | {
-      "XLA_FLAGS": (
-          "--xla_backend_optimization_level=0"
-          " --xla_llvm_disable_expensive_passes=true"
-          " --xla_cpu_parallel_codegen_split_count=1"
-      ),
+      "XLA_FLAGS": tests.QUICK_COMPILES,
       "PYTHONPATH": str(ROOT),
   }
 
@@ -71,6 +68,16 @@ def run(experiment, *args, file_blocks=None):
   if file_blocks is not None:
     limited = f'ulimit -f {file_blocks}; exec "$@"'
     arguments = ["sh", "-c", limited, "sh", *arguments]
+  return finish(arguments)
+
+
+def run_module(module, *args):
+  """Runs `python -m module` to its end and returns the finished process."""
+  return finish([sys.executable, "-m", module, *args])
+
+
+def finish(arguments):
+  """Runs a command to its end and returns the finished process."""
   return subprocess.run(
       arguments,
       capture_output=True,
@@ -81,6 +88,13 @@ def run(experiment, *args, file_blocks=None):
       timeout=300,
       check=False,
   )
+
+
+def assert_refused(case, process, message):
+  """Asserts that a command ended with a message instead of a traceback."""
+  case.assertEqual(process.returncode, 1)
+  case.assertIn(message, process.stderr)
+  case.assertNotIn("Traceback", process.stderr)
 
 
 def stop_at_row(workdir, rows, signal, *args):

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,6 +16,7 @@ import zipfile
 from absl import logging
 import numpy as np
 
+from titans_jax.data import files
 from titans_jax.data import packing
 from titans_jax.data import sources
 from titans_jax.data import tokenizers
@@ -172,17 +172,17 @@ def _text_bytes(plan: packing.Plan, documents) -> int:
 
 def _origin(source: str, tokenizer: tokenizers.Tokenizer) -> dict:
   """Returns what tells whether the tokens on disk are up to date."""
-  files: list[list[Any]]
+  inputs: list[list[Any]]
   if source == "builtin":
-    files = [["builtin", sys.version]]
+    inputs = [["builtin", sys.version]]
   else:
-    files = [
+    inputs = [
         [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
         for path in sources.files(source)
     ]
   return {
       "version": _VERSION,
-      "files": files,
+      "files": inputs,
       "tokenizer": tokenizer.fingerprint,
   }
 
@@ -197,13 +197,13 @@ def _tokenized(directory: pathlib.Path, origin: dict) -> dict | None:
 
 
 def _tokenize(source, tokenizer, directory, origin) -> dict:
-  """Writes tokens.npy, documents.npz and, when they are whole, corpus.json."""
+  """Writes tokens.bin, documents.npz and, when they are whole, corpus.json."""
   dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
   mark = np.array([tokenizer.document_token], dtype)
   starts, lengths, sizes, digests = [], [], [], []
   content = hashlib.sha256(tokenizer.fingerprint.encode())
   position = 0
-  with _replacing(directory / "tokens.bin") as file:
+  with files.replacing(directory / "tokens.bin") as file:
     for text in sources.documents(source):
       if not text:
         continue
@@ -219,7 +219,7 @@ def _tokenize(source, tokenizer, directory, origin) -> dict:
     file.write(mark.tobytes())
     if not starts:
       raise ValueError(f"data.source={source!r} holds no text.")
-  with _replacing(directory / "documents.npz") as file:
+  with files.replacing(directory / "documents.npz") as file:
     np.savez(
         file,
         starts=np.array(starts, np.int64),
@@ -232,22 +232,9 @@ def _tokenize(source, tokenizer, directory, origin) -> dict:
       "content": content.hexdigest(),
       "dtype": np.dtype(dtype).name,
   }
-  with _replacing(directory / "corpus.json") as file:
-    file.write(json.dumps(meta, indent=2).encode())
+  files.replace(directory / "corpus.json", json.dumps(meta, indent=2))
   logging.info("Tokenised %s documents, %s tokens.", len(starts), position)
   return meta
-
-
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path):
-  """Opens a file that takes the place of another when it is whole."""
-  part = path.with_name(f"{path.name}.{os.getpid()}.part")
-  try:
-    with part.open("wb") as file:
-      yield file
-    part.replace(path)
-  finally:
-    part.unlink(missing_ok=True)
 
 
 def _split(starts, lengths, digests, fraction):
@@ -302,7 +289,7 @@ def _read_index(
 
 
 def _write_index(path, content, train, heldout) -> None:
-  with _replacing(path) as file:
+  with files.replacing(path) as file:
     np.savez(
         file,
         content=content,

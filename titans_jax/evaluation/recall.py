@@ -21,6 +21,7 @@ import numpy as np
 
 from titans_jax.models import config as model_config
 from titans_jax.models import language_model
+from titans_jax.training import config as config_lib
 from titans_jax.training import step as step_lib
 
 Batch = dict[str, np.ndarray]
@@ -50,12 +51,8 @@ class RecallData:
   batch_size: int = 32
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      if getattr(self, field.name) < 1:
-        raise ValueError(
-            f"data.{field.name} must be at least 1, got"
-            f" {getattr(self, field.name)}."
-        )
+    names = (field.name for field in dataclasses.fields(self))
+    config_lib.check_at_least(self, "data", 1, *names)
     for name in ("num_keys", "num_values"):
       if getattr(self, name) < self.num_pairs:
         raise ValueError(

@@ -30,12 +30,10 @@ class Restored(NamedTuple):
   Attributes:
     state: parameters, optimizer state and step.
     data: state of the data, as it was saved.
-    run: the configuration it was trained with, plain values.
   """
 
   state: step_lib.TrainState
   data: dict[str, Any]
-  run: dict[str, Any]
 
 
 class Checkpoints:
@@ -188,7 +186,7 @@ class Checkpoints:
         opt_state=items["optimizer"]["opt_state"],
     )
     _check_sums(_checksums(state), meta["checksums"])
-    return Restored(state, meta["data"], meta["run"])
+    return Restored(state, meta["data"])
 
   def restore_params(
       self, step: int | None = None

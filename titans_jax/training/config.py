@@ -24,8 +24,8 @@ FREE = (
 )
 
 
-def _at_least(config, least, *names) -> None:
-  section = type(config).__name__.removesuffix("Config").lower()
+def check_at_least(config, section: str, least: int, *names: str) -> None:
+  """Raises ValueError where a field of a run's section is below `least`."""
   for name in names:
     value = getattr(config, name)
     if value < least:
@@ -59,9 +59,9 @@ class DataConfig:
   cache_dir: str | None = None
 
   def __post_init__(self):
-    _at_least(self, 1, "sequence_length", "batch_size")
+    check_at_least(self, "data", 1, "sequence_length", "batch_size")
     if self.max_heldout_sequences is not None:
-      _at_least(self, 1, "max_heldout_sequences")
+      check_at_least(self, "data", 1, "max_heldout_sequences")
     if not 0 < self.heldout_fraction < 1:
       raise ValueError(
           "data.heldout_fraction must lie between 0 and 1, got"
@@ -95,7 +95,7 @@ class OptimizerConfig:
   max_grad_norm: float = 1.0
 
   def __post_init__(self):
-    _at_least(self, 0, "warmup_steps", "weight_decay")
+    check_at_least(self, "optimizer", 0, "warmup_steps", "weight_decay")
     for name in ("learning_rate", "epsilon", "max_grad_norm"):
       if not 0 < getattr(self, name) < math.inf:
         raise ValueError(
@@ -132,8 +132,9 @@ class TrainConfig:
   keep_checkpoints: int = 3
 
   def __post_init__(self):
-    _at_least(
+    check_at_least(
         self,
+        "train",
         1,
         "num_steps",
         "accumulation",
@@ -142,7 +143,7 @@ class TrainConfig:
         "checkpoint_every",
         "keep_checkpoints",
     )
-    _at_least(self, 0, "z_loss")
+    check_at_least(self, "train", 0, "z_loss")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from titans_jax.data import files
+
 
 class MetricWriter:
   """Writes rows of scalars by step.
@@ -29,7 +31,7 @@ class MetricWriter:
     workdir = pathlib.Path(workdir)
     self.path = workdir / "metrics.jsonl"
     rows = [row for row in read_metrics(workdir) if row["step"] <= resume_step]
-    replace(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+    files.replace(self.path, "".join(json.dumps(row) + "\n" for row in rows))
     self._file = self.path.open("a")
     self._board = tensorboardX.SummaryWriter(
         str(workdir), purge_step=resume_step + 1
@@ -90,13 +92,6 @@ def plot_learning_curve(workdir: str | os.PathLike[str]) -> pathlib.Path:
   figure.savefig(path, dpi=120)
   pyplot.close(figure)
   return path
-
-
-def replace(path: pathlib.Path, text: str) -> None:
-  """Writes a file whole or not at all."""
-  part = path.with_name(path.name + ".part")
-  part.write_text(text)
-  part.replace(path)
 
 
 def flatten(metrics: dict[str, Any]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from typing import Any, Iterator, NamedTuple
 import jax
 import numpy as np
 
+from titans_jax.data import files
 from titans_jax.models import language_model
 from titans_jax.training import checkpoints as checkpoints_lib
 from titans_jax.training import config as config_lib
@@ -74,9 +75,7 @@ def train(
   workdir = pathlib.Path(workdir)
   check_same_run(run, workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  metrics_lib.replace(
-      workdir / "config.json", json.dumps(run.to_dict(), indent=2)
-  )
+  files.replace(workdir / "config.json", json.dumps(run.to_dict(), indent=2))
   optimizer = optimizer_lib.make_optimizer(run.optimizer, run.train.num_steps)
   checkpoints = checkpoints_lib.Checkpoints(
       workdir / "checkpoints", keep=run.train.keep_checkpoints
