@@ -143,7 +143,13 @@ def _scan_arguments(case: Case):
   )
   arguments = (
       jax.eval_shape(chunk_lib.turn, chunk_lib.Carry(weights, weights)),
-      jax.eval_shape(functools.partial(chunk_lib.prepare_all, options), chunks),
+      jax.eval_shape(
+          functools.partial(
+              chunk_lib.over_chunks,
+              functools.partial(chunk_lib.prepare, options),
+          ),
+          chunks,
+      ),
       chunk_lib.Constants({"gain": array(case.head_dim)}),
   )
   return chunk_lib.Step(options), arguments

@@ -126,8 +126,9 @@ class _Bytes:
 
   @property
   def fixed(self) -> int:
-    """Start, end and kept carry, the last two double, and the current one."""
-    return 6 * self.carry
+    """Of the backward kernel: start, kept carry (double) and the current one,
+    and the cotangent's start and end (double)."""
+    return 7 * self.carry
 
   @property
   def least(self) -> int:
@@ -314,21 +315,17 @@ def _scan_fwd(step, plans, interpret, init, xs, consts):
   last, ys, kept = _forward(
       step, plans[0], interpret, init, xs, consts, keep=True
   )
-  return (last, ys), (kept, xs, consts)
+  return (last, ys), (init, kept, xs, consts)
 
 
 def _scan_bwd(step, plans, interpret, residuals, cotangents):
-  kept, xs, consts = residuals
-  axes = plans[1].axes
-  init = [
-      jax.ShapeDtypeStruct((*axes, *x.shape[len(axes) + 1 :]), x.dtype)
-      for x in kept
-  ]
+  init, kept, xs, consts = residuals
 
-  def run(interpret, kept, xs, consts, d_last, d_ys):
+  def run(interpret, init, kept, xs, consts, d_last, d_ys):
     return tpu.backward(
         step,
         plans[1].interpreted(interpret),
+        init,
         kept,
         xs,
         consts,
@@ -337,7 +334,7 @@ def _scan_bwd(step, plans, interpret, residuals, cotangents):
     )
 
   d_init, d_xs, d_consts = _on_platform(
-      run, interpret, kept, xs, consts, *map(tpu.floats, cotangents)
+      run, interpret, init, kept, xs, consts, *map(tpu.floats, cotangents)
   )
   shared = (c for c in consts if tpu.is_float(c))
   d_consts = map(_sum_shared, d_consts, shared)

@@ -5,8 +5,8 @@
 A program owns a tile of instances (batch rows and heads), whose carries stay in
 VMEM scratch while the last grid axis walks over groups of steps. The backward
 kernel walks over the groups in reverse: it takes up the carry that the forward
-kernel kept at the group's start, runs the group forward by `jax.vjp`, leaving
-each step's residuals in VMEM, and then backward through them.
+kernel kept behind the group before, runs the group forward by `jax.vjp`,
+leaving each step's residuals in VMEM, and then backward through them.
 
 Here a scan is flat: carry, xs, consts and ys are lists of leaves.
 """
@@ -139,8 +139,8 @@ class _Cut:
   Attributes:
     plan: of the scan.
     along: "whole": a block holds what does not depend on the step, of arrays
-      [*axes, *tail]; "group": one row of [*axes, groups, *tail]; "steps": a
-      group's rows of [*axes, N, *tail].
+      [*axes, *tail]; "group": one row of [*axes, groups, *tail]; "before": the
+      row of the group before; "steps": a group's rows of [*axes, N, *tail].
     reverse: whether the grid walks from the last group to the first.
     single: one buffer instead of two: the block is loaded once a program, not
       while the one before is worked on.
@@ -168,13 +168,17 @@ class _Cut:
     plan, shape = self.plan, array.shape
     shared = [s == 1 for s in shape[: plan.rank]]
     tile = (1 if one else t for one, t in zip(shared, plan.tile))
-    rows = {"whole": (), "group": (None,)}.get(self.along, (plan.group,))
+    rows = {"whole": (), "group": (None,), "before": (None,)}.get(
+        self.along, (plan.group,)
+    )
     tail = shape[self.lead :]
 
     def index(*ids):
       *ids, group = ids
       if self.reverse:
         group = plan.groups - 1 - group
+      if self.along == "before":
+        group = jnp.maximum(group - 1, 0)
       ids = (0 if one else i for one, i in zip(shared, ids))
       where = () if self.along == "whole" else (group,)
       return (*ids, *where, *(0,) * len(tail))
@@ -282,10 +286,11 @@ def forward(
     init: leaves [*axes, ...].
     xs: leaves [*axes, N, ...].
     consts: leaves [*axes, ...], of size 1 where they are shared.
-    keep: whether the carries at the groups' starts are wanted.
+    keep: whether the carries behind the groups are wanted.
 
   Returns:
-    The last carry, ys, and the kept carries [*axes, groups, ...] (or none).
+    The last carry, ys, and the carries behind every group [*axes, groups, ...]
+    (or none).
   """
   carry_avals, x_avals, const_avals = (
       avals_of(init, plan.rank),
@@ -295,14 +300,12 @@ def forward(
   program = lockstep.Program(step, carry_avals, x_avals, const_avals)
   y_avals = program.avals[len(carry_avals) :]
 
-  def kernel(init, xs, consts, last, ys, kept, carry):
+  def kernel(init, xs, consts, behind, ys, carry):
     group = pl.program_id(plan.rank)
 
     @pl.when(group == 0)
     def _():
       _copy(init, carry)
-
-    _copy(carry, kept)
 
     def body(n):
       results = program(
@@ -317,29 +320,28 @@ def forward(
       )
       for i, (new, y) in zip(plan.instances, results):
         _store(carry, new, i)
+        # Every step's, though the last one's stays: stores among a step's other
+        # work cost nothing, a copy of its own would.
+        _store(behind, new, i)
         _store(ys, y, (*i, n))
 
     _for_steps(plan, group, body)
 
-    @pl.when(group == plan.groups - 1)
-    def _():
-      _copy(carry, last)
-
-  whole, steps, groups = _Cut(plan), _Cut(plan, "steps"), _Cut(plan, "group")
-  start = _Cut(plan, single=True)
-  return _call(
+  whole, steps = _Cut(plan), _Cut(plan, "steps")
+  start, groups = _Cut(plan, single=True), _Cut(plan, "group")
+  behind, ys = _call(
       kernel,
       "fused_scan_forward",
       plan,
       [program],
       [(init, start), (xs, steps), (consts, whole)],
-      [
-          (carry_avals, whole),
-          (y_avals, steps),
-          (carry_avals if keep else [], groups),
-      ],
+      [(carry_avals, groups if keep else whole), (y_avals, steps)],
       [_scratch(plan, carry_avals)],
   )
+  if not keep:
+    return behind, ys, []
+  last = (slice(None),) * plan.rank + (-1,)
+  return [x[last] for x in behind], ys, behind
 
 
 # ------------------------------------------------------------------------------
@@ -437,7 +439,7 @@ def with_floats(leaves, new):
 
 @functools.partial(jax.jit, static_argnames=("step", "plan"))
 def backward(
-    step: Step, plan: Plan, kept, xs, consts, d_last, d_ys
+    step: Step, plan: Plan, init, kept, xs, consts, d_last, d_ys
 ) -> tuple[Leaves, Leaves, Leaves]:
   """Returns the cotangents of init, xs and consts, of float leaves alone.
 
@@ -446,7 +448,7 @@ def backward(
   are the cotangents of its results' float leaves.
   """
   carry_avals, x_avals, const_avals, y_avals = (
-      avals_of(kept, plan.rank + 1),
+      avals_of(init, plan.rank),
       avals_of(xs, plan.rank + 1),
       avals_of(consts, plan.rank),
       avals_of(d_ys, plan.rank + 1),
@@ -455,10 +457,21 @@ def backward(
   float_avals = floats(carry_avals)
 
   def kernel(
-      kept, xs, consts, d_last, d_ys, d_init, d_xs, d_consts, carries, saved
+      init,
+      kept,
+      xs,
+      consts,
+      d_last,
+      d_ys,
+      d_init,
+      d_xs,
+      d_consts,
+      carries,
+      saved,
   ):
     turn = pl.program_id(plan.rank)
     group = plan.groups - 1 - turn
+    first = (slice(None),) * plan.rank + (0,)
 
     @pl.when(turn == 0)
     def _():
@@ -466,8 +479,15 @@ def backward(
       for ref in d_consts:
         ref[...] = jnp.zeros_like(ref)
 
-    for source, target in zip(kept, carries):
-      target[(slice(None),) * plan.rank + (0,)] = source[...]
+    @pl.when(group > 0)
+    def _():
+      for source, target in zip(kept, carries):
+        target[first] = source[...]
+
+    @pl.when(group == 0)
+    def _():
+      for source, target in zip(init, carries):
+        target[first] = source[...]
 
     def load(i, n):
       return (
@@ -504,14 +524,15 @@ def backward(
     _for_steps(plan, group, run_back, reverse=True)
 
   whole, start = _Cut(plan), _Cut(plan, single=True)
-  steps, groups = _Cut(plan, "steps", True), _Cut(plan, "group", True)
+  steps, before = _Cut(plan, "steps", True), _Cut(plan, "before", True)
   return _call(
       kernel,
       "fused_scan_backward",
       plan,
       [linearized.forward, linearized.backward],
       [
-          (kept, groups),
+          (init, start),
+          (kept, before),
           (xs, steps),
           (consts, whole),
           (d_last, start),

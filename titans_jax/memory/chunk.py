@@ -17,7 +17,6 @@ and returns the carry in the form that matrix units like (`turn`).
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, Callable, NamedTuple
 
 import jax
@@ -78,13 +77,13 @@ class Chunk(NamedTuple):
 
 
 class Prepared(NamedTuple):
-  """A chunk as `step` takes it; see `prepare`.
+  """A chunk as `step` takes it, from `prepare` or `solve`.
 
   Attributes:
     queries: [b, D].
     keys: [b, D].
     values: [b, D].
-    gates: of all layers.
+    gates: of all layers, or the coefficients of each that follow from them.
     closes: bool [1, 1], or None.
     resets: bool [1, 1], or None.
   """
@@ -92,7 +91,7 @@ class Prepared(NamedTuple):
   queries: Array
   keys: Array
   values: Array
-  gates: dual.SpreadGates
+  gates: dual.SpreadGates | list[dual.Coefficients]
   closes: Array | None
   resets: Array | None
 
@@ -332,6 +331,12 @@ def prepare(options: Rule, chunk: Chunk) -> Prepared:
   def spread(x):
     return None if x is None else dual.spread(x)
 
+  return _prepared(
+      chunk, dual.SpreadGates(spread(keep), spread(eta), spread(written), rate)
+  )
+
+
+def _prepared(chunk: Chunk, gates) -> Prepared:
   def flag(x):
     return None if x is None else x.reshape(1, 1)
 
@@ -339,16 +344,52 @@ def prepare(options: Rule, chunk: Chunk) -> Prepared:
       queries=chunk.queries,
       keys=chunk.keys,
       values=chunk.values,
-      gates=dual.SpreadGates(spread(keep), spread(eta), spread(written), rate),
+      gates=gates,
       closes=flag(chunk.closes),
       resets=flag(chunk.resets),
   )
 
 
-def prepare_all(options: Rule, chunks: Chunk) -> Prepared:
-  """`prepare` for chunks with leaves [B, H, N, ...]."""
-  one = functools.partial(prepare, options)
-  return jax.vmap(jax.vmap(jax.vmap(one)))(chunks)
+def solve(options: Rule, chunk: Chunk) -> Prepared:
+  """Lays out a chunk whose gates are scalars, its coefficients made, for `step`.
+
+  They do not depend on the carry. A kernel makes them chunk by chunk, where
+  main memory never sees them; without one they are made for all chunks at once.
+  """
+  if options.gates_per_chunk:
+    chunk = hold_first(chunk)
+  written = chunk.written
+  if written is None:
+    written = jnp.ones(chunk.keys.shape[0], bool)
+  gates = rule.ChunkGates(
+      forget=jnp.stack(chunk.forget),
+      learning_rate=chunk.learning_rate.T,
+      momentum=None if chunk.momentum is None else chunk.momentum.T,
+  )
+  of_layers = jax.vmap(rule.coefficients, in_axes=(0, None))(gates, written)
+  coefficients = [
+      _two_dimensional(
+          *jax.tree.map(lambda c, layer=layer: c[layer], of_layers)
+      )
+      for layer in range(len(chunk.forget))
+  ]
+  return _prepared(chunk, coefficients)
+
+
+def _two_dimensional(c: rule.Coefficients, last) -> dual.Coefficients:
+  gradients = c.gradients[..., 0]
+  if last is None:
+    start, last_start, m, n = c.weights, (c.weights[-1:], None), None, None
+  else:
+    start = jnp.concatenate([c.weights, c.momentum], axis=1)
+    last_start = c.weights[-1:], c.momentum[-1:]
+    m, n = last.momentum.reshape(1, 1), last.gradients[None]
+  return dual.Coefficients(start, gradients, last_start, gradients[-1:], m, n)
+
+
+def over_chunks(fn: Callable[[Any], Any], chunks):
+  """Maps fn over leading axes [B, H, N]."""
+  return jax.vmap(jax.vmap(jax.vmap(fn)))(chunks)
 
 
 def turn(carry: Carry) -> Carry:
@@ -391,7 +432,7 @@ def step(
   Args:
     options: the rule.
     carry: weights and momentum at the chunk's start, turned (`turn`).
-    chunk: its tokens, prepared (`prepare`).
+    chunk: its tokens, laid out by `prepare` or `solve`.
     constants: what all chunks share, the initial carry turned likewise.
 
   Returns:
@@ -419,7 +460,11 @@ def step(
       chunk.keys,
       chunk.values,
   )
-  coefficients = dual.coefficients(chunk.gates, list(map(min, shapes)), dtype)
+  coefficients = chunk.gates
+  if isinstance(coefficients, dual.SpreadGates):
+    coefficients = dual.coefficients(
+        coefficients, list(map(min, shapes)), dtype
+    )
   after = [None] * len(shapes)
 
   def dense(layer, x):
@@ -466,13 +511,15 @@ class _Layer(NamedTuple):
     return product(x, matrix, self.dtype)
 
   def start(self, share: Array, x: Array) -> Array:
-    """Returns beta (x W) + f (x S), given beta and f [b, 2 n].
+    """Returns beta (x W) + f (x S), given beta and f, [b, 2 n] or [b, 2].
 
     The factors act on the shorter side, x or the product.
     """
     w, s, n = self.weights, self.momentum, self.weights.shape[0]
     if s is None:
       return share * self.product(x) if self.turned else self.product(share * x)
+    if share.shape[1] != 2 * n:
+      share = jnp.repeat(share, n, axis=1)
     # Two small matrices fill a matrix unit together.
     together = self.dtype == jnp.bfloat16 and n < _LANES
     beta, f = share[:, :n], share[:, n:]

@@ -13,8 +13,9 @@ with, Z being the shift by one row and mu_t = 1 for a written token,
     G = (I - diag(1 - alpha) Z)^-1 diag(mu) N  beta = the same of 1 - alpha
     f = (I - diag(1 - alpha) Z)^-1 (mu * m)
 
-Both systems are unit bidiagonal and are solved by doubling, without logarithms
-or divisions, hence exactly also for alpha = 1 and eta = 0.
+Both systems are unit bidiagonal. `coefficients` follows the recurrences row by
+row, which is least work; `solve` doubles, which is fewest steps. Neither needs
+logarithms or divisions: both are exact also for alpha = 1 and eta = 0.
 """
 
 from __future__ import annotations
@@ -142,28 +143,30 @@ def coefficients(
     without momentum).
   """
   keep, rate, eta = _mask(gates, written)
-  size = rate.shape[0]
-  eye = jnp.eye(size, dtype=rate.dtype)
-  first = eye[:, :1]
-  columns = rate[:, None] * eye
-  last = None
-  if eta is not None:
-    # The column `eta_0, 0, ...` solves to the cumulative product m.
-    columns = jnp.concatenate([columns, first * eta[:, None]], axis=1)
-    columns = solve(eta[:, None], columns)
-    last = LastMomentum(columns[-1, size], columns[-1, :size])
-  columns = jnp.where(written[:, None], columns, 0)[:, :, None]
-  columns = jnp.broadcast_to(columns, (*columns.shape[:2], keep.shape[-1]))
-  keep = keep[:, None]
-  columns = jnp.concatenate([columns, first[:, :, None] * keep], axis=1)
-  columns = solve(keep, columns)
+  size, channels = keep.shape
+  zeros = jnp.zeros((size + 1, 1), rate.dtype)
+  # Column j < b belongs to u_j, the last one to S_0, of which S starts as 1.
+  start_s = zeros.at[size].set(1)
+  start = (start_s, zeros * keep[:1], jnp.ones(channels, keep.dtype))
+
+  def follow(rows, token):
+    """The shares of all u_j, W_0 and S_0 in S_t and W_t, from those before."""
+    s, w, beta = rows
+    t, keep, rate, eta, written = token
+    own = (jnp.arange(size + 1) == t)[:, None]
+    s = jnp.where(own, rate, 0 if eta is None else eta * s)
+    w = keep * w + jnp.where(written, s, 0)
+    return (s, w, keep * beta), (w, keep * beta)
+
+  tokens = (jnp.arange(size), keep, rate, eta, written)
+  (s, *_), (w, beta) = jax.lax.scan(follow, start, tokens)
   return (
       Coefficients(
-          weights=columns[:, -1],
-          momentum=None if eta is None else columns[:, size],
-          gradients=columns[:, :size],
+          weights=beta,
+          momentum=None if eta is None else w[:, size],
+          gradients=w[:, :size],
       ),
-      last,
+      None if eta is None else LastMomentum(s[size, 0], s[:size, 0]),
   )
 
 

@@ -166,16 +166,14 @@ def _scan_scalar(options, carry, chunks, constants, *, group, recompute):
     constants = constants._replace(initial=chunk_lib.turn(constants.initial))
   step = chunk_lib.Step(options)
 
-  prepare_all = functools.partial(chunk_lib.prepare_all, options)
-
-  def prepared_step(carry, chunk, constants):
-    return step(carry, chunk_lib.prepare(options, chunk), constants)
+  prepare = functools.partial(chunk_lib.prepare, options)
+  solve = functools.partial(chunk_lib.solve, options)
 
   def by_lax(carry, chunks, constants):
     return lax_scan(
-        prepared_step,
+        step,
         carry,
-        chunks,
+        chunk_lib.over_chunks(solve, chunks),
         constants,
         group=group,
         recompute=recompute,
@@ -185,7 +183,7 @@ def _scan_scalar(options, carry, chunks, constants, *, group, recompute):
     scan = functools.partial(
         pallas_kernels.fused_scan, step, group=group, interpret=interpret
     )
-    prepared = prepare_all(chunks)
+    prepared = chunk_lib.over_chunks(prepare, chunks)
     return sharding.over_rows_and_heads(scan, carry, prepared, constants)
 
   if options.implementation == "xla":
@@ -193,7 +191,9 @@ def _scan_scalar(options, carry, chunks, constants, *, group, recompute):
   elif options.implementation == "pallas":
     carry, ys = by_kernel(carry, chunks, constants)
   else:
-    prepared = jax.eval_shape(prepare_all, chunks)
+    prepared = jax.eval_shape(
+        functools.partial(chunk_lib.over_chunks, prepare), chunks
+    )
     reason = pallas_kernels.why_not(step, carry, prepared, constants)
     _log_once(options, reason)
     if reason is None:
