@@ -50,9 +50,9 @@ def fused_scan(
     xs: pytree, leaves [*axes, N, ...].
     consts: pytree, leaves [*axes, ...], of size 1 along axes that share them.
     parallel_axes: how many leading axes there are, at least one.
-    group: steps per iteration of the kernel's grid. For the backward pass the
-      carry is kept once per group, and a group's residuals in VMEM. None: by
-      the device's size and the step's.
+    group: steps per iteration of the backward kernel's grid, whose residuals
+      stay in VMEM; the carry is kept once per group. None: by the device's size
+      and the step's.
     tile: instances along each parallel axis that one program runs in lockstep,
       divisors of the axes. None: by the device's size and the step's.
     interpret: None: compiled on TPU, interpreted on CPU, an error elsewhere.
@@ -125,14 +125,19 @@ class _Bytes:
   backward: int
 
   @property
-  def fixed(self) -> int:
-    """Of the backward kernel: start, kept carry (double) and the current one,
-    and the cotangent's start and end (double)."""
+  def fixed_forward(self) -> int:
+    """Start, current and one kept carry, which is double."""
+    return 4 * self.carry
+
+  @property
+  def fixed_backward(self) -> int:
+    """Start, kept carry (double) and current one; its cotangent's start and
+    end (double)."""
     return 7 * self.carry
 
   @property
   def least(self) -> int:
-    return self.fixed + self.backward
+    return self.fixed_backward + self.backward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,15 +261,21 @@ class _Problem:
     needed = self._bytes()
     flops = self.program.flops()
     tiles = [
-        tuning.choose_tile(self.axes, flops, needed.fixed + 2 * step, budget)
+        tuning.choose_tile(self.axes, flops, fixed + step, budget)
         if tile is None
         else tuple(tile)
-        for step in (needed.forward, needed.backward)
+        for fixed, step in (
+            (needed.fixed_forward, needed.forward),
+            (needed.fixed_backward, needed.backward),
+        )
     ]
+    count = math.prod(tiles[1])
     if group is None:
-      count = math.prod(tiles[1])
       group = tuning.choose_group(
-          self.steps, needed.fixed * count, needed.backward * count, budget
+          self.steps,
+          needed.fixed_backward * count,
+          needed.backward * count,
+          budget,
       )
     for tile in tiles:
       if len(tile) != rank or any(
@@ -276,15 +287,26 @@ class _Problem:
         )
     if group < 1:
       raise ValueError(f"group must be at least 1, got {group}.")
+    group = min(group, self.steps)
+    # The forward kernel keeps no residuals: several groups an iteration.
+    count = math.prod(tiles[0])
+    groups = tuning.choose_group(
+        -(-self.steps // group),
+        needed.fixed_forward * count,
+        (2 * needed.carry + group * needed.forward) * count,
+        budget,
+        most=max(1, tuning.MOST_STEPS // group),
+    )
     forward_plan, backward_plan = (
         tpu.Plan(
             tuple(self.axes),
             tile,
             self.steps,
-            min(group, self.steps),
+            group=steps,
+            keep_every=group,
             vmem_limit=int(_LIMIT * chip.vmem),
         )
-        for tile in tiles
+        for tile, steps in zip(tiles, (groups * group, group))
     )
     return forward_plan, backward_plan
 

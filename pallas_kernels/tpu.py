@@ -39,7 +39,8 @@ class Plan:
     axes: sizes of the parallel axes.
     tile: instances along each of them that one program owns; divides it.
     steps: N.
-    group: steps per grid iteration; the carry is kept once per group.
+    group: steps per grid iteration.
+    keep_every: steps between carries that are kept; divides the group.
     vmem_limit: bytes of VMEM that a kernel may use, or None (the compiler's
       default).
     interpret: as in `pl.pallas_call`.
@@ -49,6 +50,7 @@ class Plan:
   tile: tuple[int, ...]
   steps: int
   group: int
+  keep_every: int
   vmem_limit: int | None = None
   interpret: Any = False
 
@@ -139,8 +141,8 @@ class _Cut:
   Attributes:
     plan: of the scan.
     along: "whole": a block holds what does not depend on the step, of arrays
-      [*axes, *tail]; "group": one row of [*axes, groups, *tail]; "before": the
-      row of the group before; "steps": a group's rows of [*axes, N, *tail].
+      [*axes, *tail]; "steps": a group's rows of [*axes, N, *tail]; "kept": its
+      rows of [*axes, N / keep_every, *tail]; "before": the row before those.
     reverse: whether the grid walks from the last group to the first.
     single: one buffer instead of two: the block is loaded once a program, not
       while the one before is worked on.
@@ -157,20 +159,23 @@ class _Cut:
 
   def shape(self, aval) -> jax.ShapeDtypeStruct:
     """Returns the array in memory of one value per instance (and row)."""
-    rows = {"whole": (), "group": (self.plan.groups,)}.get(
-        self.along, (self.plan.steps,)
+    plan = self.plan
+    rows = {"whole": (), "kept": (-(-plan.steps // plan.keep_every),)}.get(
+        self.along, (plan.steps,)
     )
     return jax.ShapeDtypeStruct(
-        (*self.plan.axes, *rows, *_tail(aval.shape)), _memory_dtype(aval.dtype)
+        (*plan.axes, *rows, *_tail(aval.shape)), _memory_dtype(aval.dtype)
     )
 
   def spec(self, array) -> pl.BlockSpec:
     plan, shape = self.plan, array.shape
     shared = [s == 1 for s in shape[: plan.rank]]
     tile = (1 if one else t for one, t in zip(shared, plan.tile))
-    rows = {"whole": (), "group": (None,), "before": (None,)}.get(
-        self.along, (plan.group,)
-    )
+    rows = {
+        "whole": (),
+        "kept": (plan.group // plan.keep_every,),
+        "before": (None,),
+    }.get(self.along, (plan.group,))
     tail = shape[self.lead :]
 
     def index(*ids):
@@ -286,11 +291,11 @@ def forward(
     init: leaves [*axes, ...].
     xs: leaves [*axes, N, ...].
     consts: leaves [*axes, ...], of size 1 where they are shared.
-    keep: whether the carries behind the groups are wanted.
+    keep: whether carries are kept: those behind every `keep_every` steps.
 
   Returns:
-    The last carry, ys, and the carries behind every group [*axes, groups, ...]
-    (or none).
+    The last carry, ys, and the kept carries [*axes, N / keep_every, ...], the
+    last one among them (or none).
   """
   carry_avals, x_avals, const_avals = (
       avals_of(init, plan.rank),
@@ -318,24 +323,25 @@ def forward(
               for i in plan.instances
           ]
       )
+      row = (n // plan.keep_every,) if keep else ()
       for i, (new, y) in zip(plan.instances, results):
         _store(carry, new, i)
-        # Every step's, though the last one's stays: stores among a step's other
+        # Every step's, though those of some stay: stores among a step's other
         # work cost nothing, a copy of its own would.
-        _store(behind, new, i)
+        _store(behind, new, (*i, *row))
         _store(ys, y, (*i, n))
 
     _for_steps(plan, group, body)
 
   whole, steps = _Cut(plan), _Cut(plan, "steps")
-  start, groups = _Cut(plan, single=True), _Cut(plan, "group")
+  start, kept = _Cut(plan, single=True), _Cut(plan, "kept")
   behind, ys = _call(
       kernel,
       "fused_scan_forward",
       plan,
       [program],
       [(init, start), (xs, steps), (consts, whole)],
-      [(carry_avals, groups if keep else whole), (y_avals, steps)],
+      [(carry_avals, kept if keep else whole), (y_avals, steps)],
       [_scratch(plan, carry_avals)],
   )
   if not keep:

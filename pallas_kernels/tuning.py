@@ -57,8 +57,11 @@ GENERATIONS = {
 # A kernel that is traced for an unknown chip must fit the smallest.
 SMALLEST = CHIPS["v4"]
 
+# Steps of an iteration of a kernel's grid beyond which its own cost is nothing.
+MOST_STEPS = 8
+
 # The compiler's own scratch, spills for the most part, comes on top.
-_SHARE = 0.8
+_SHARE = 0.85
 
 
 def chip() -> Chip:
@@ -98,8 +101,9 @@ def choose_tile(
     bytes_per_instance: VMEM that an instance needs.
     budget: bytes of VMEM.
   """
-  # Eight small steps side by side, two large ones.
-  wanted = 8 if flops < 40e6 else 4 if flops < 80e6 else 2
+  # Sixteen small steps side by side, two large ones.
+  sizes = ((10e6, 16), (40e6, 8), (120e6, 4))
+  wanted = next((n for most, n in sizes if flops < most), 2)
   wanted = max(1, min(wanted, budget // bytes_per_instance))
   tile: list[int] = []
   for size in reversed(axes):
@@ -108,10 +112,19 @@ def choose_tile(
   return tuple(reversed(tile))
 
 
-def choose_group(steps: int, bytes_fixed: int, bytes_per_step: int, budget):
-  """Returns the steps per group: few carries kept, and residuals that fit."""
-  most = (budget - bytes_fixed) // max(1, bytes_per_step)
-  most = int(max(1, min(most, 8, steps)))
+def choose_group(
+    steps: int,
+    bytes_fixed: int,
+    bytes_per_step: int,
+    budget: int,
+    most: int = MOST_STEPS,
+) -> int:
+  """Returns the steps that one iteration takes: as many as fit, up to `most`.
+
+  Each iteration pays for its blocks, and keeps a carry.
+  """
+  fit = (budget - bytes_fixed) // max(1, bytes_per_step)
+  most = int(max(1, min(fit, most, steps)))
   divisors = [n for n in range(1, most + 1) if steps % n == 0]
   # A shorter last group costs less than many small ones.
   return divisors[-1] if 2 * divisors[-1] > most else most

@@ -378,13 +378,19 @@ def solve(options: Rule, chunk: Chunk) -> Prepared:
 
 def _two_dimensional(c: rule.Coefficients, last) -> dual.Coefficients:
   gradients = c.gradients[..., 0]
-  if last is None:
-    start, last_start, m, n = c.weights, (c.weights[-1:], None), None, None
-  else:
-    start = jnp.concatenate([c.weights, c.momentum], axis=1)
-    last_start = c.weights[-1:], c.momentum[-1:]
-    m, n = last.momentum.reshape(1, 1), last.gradients[None]
-  return dual.Coefficients(start, gradients, last_start, gradients[-1:], m, n)
+  beta, f = c.weights, c.momentum
+  if f is None:
+    return dual.Coefficients(
+        beta, gradients, (beta[-1:], None), gradients[-1:], None, None
+    )
+  return dual.Coefficients(
+      start=jnp.concatenate([beta, f], axis=1),
+      gradients=gradients,
+      last_start=(beta[-1:], f[-1:]),
+      last_gradients=gradients[-1:],
+      momentum=last.momentum.reshape(1, 1),
+      momentum_gradients=last.gradients[None],
+  )
 
 
 def over_chunks(fn: Callable[[Any], Any], chunks):
