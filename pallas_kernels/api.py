@@ -111,29 +111,32 @@ def plans(
 
 @dataclasses.dataclass(frozen=True)
 class _Bytes:
-  """VMEM that one instance takes.
+  """What one instance takes.
 
   Attributes:
-    carry: of its carry.
-    forward: of one step of the forward kernel: blocks, which are double.
-    backward: of the backward kernel: blocks with their cotangents, the carry
-      at the step and its residuals.
+    carry: its carry in VMEM.
+    kept: its carry in main memory.
+    forward: a step's blocks of the forward kernel, which are double, in VMEM.
+    backward: those of the backward kernel, and the step's carry.
+    work: what the backward kernel leaves in VMEM from a step's way there for
+      its way back.
   """
 
   carry: int
+  kept: int
   forward: int
   backward: int
+  work: int
 
   @property
   def fixed_forward(self) -> int:
-    """Start, current and one kept carry, which is double."""
-    return 4 * self.carry
+    """The carries before and after a step."""
+    return 2 * self.carry
 
   @property
   def fixed_backward(self) -> int:
-    """Start, kept carry (double) and current one; its cotangent's start and
-    end (double)."""
-    return 7 * self.carry
+    """The next group's first carry and the cotangent of the current one."""
+    return 2 * self.carry + self.work
 
   @property
   def least(self) -> int:
@@ -245,8 +248,11 @@ class _Problem:
     y = sum(map(_bytes, self.program.avals)) - carry
     return _Bytes(
         carry=carry,
+        kept=sum(math.prod(a.shape) * a.dtype.itemsize for a in self.init)
+        // math.prod(self.axes),
         forward=2 * (x + y),
-        backward=carry + _residual_bytes(self.program) + 4 * x + 2 * y,
+        backward=carry + 4 * x + 2 * y,
+        work=_work_bytes(self.program),
     )
 
   def plans(self, group, tile) -> tuple[tpu.Plan, tpu.Plan]:
@@ -255,60 +261,58 @@ class _Problem:
     Raises:
       ValueError: a group or tile that does not fit.
     """
-    rank = len(self.axes)
     chip = tuning.chip()
     budget = tuning.budget(chip)
     needed = self._bytes()
     flops = self.program.flops()
     tiles = [
-        tuning.choose_tile(self.axes, flops, fixed + step, budget)
+        tuning.choose_tile(self.axes, flops, bytes_per_instance, budget)
         if tile is None
-        else tuple(tile)
-        for fixed, step in (
-            (needed.fixed_forward, needed.forward),
-            (needed.fixed_backward, needed.backward),
+        else self._check_tile(tuple(tile))
+        for bytes_per_instance in (
+            needed.fixed_forward + needed.forward,
+            needed.least,
         )
     ]
-    count = math.prod(tiles[1])
-    if group is None:
-      group = tuning.choose_group(
-          self.steps,
-          needed.fixed_backward * count,
-          needed.backward * count,
-          budget,
-      )
-    for tile in tiles:
-      if len(tile) != rank or any(
-          t < 1 or a % t for a, t in zip(self.axes, tile)
-      ):
-        raise ValueError(
-            "tile must hold a divisor of each parallel axis"
-            f" {tuple(self.axes)}, got {tile}."
+    room = [
+        budget // math.prod(tile) - fixed
+        for tile, fixed in zip(
+            tiles, (needed.fixed_forward, needed.fixed_backward)
         )
-    if group < 1:
+    ]
+    if group is None:
+      group = tuning.choose_kept(
+          self.steps,
+          math.prod(self.axes) * self.steps * needed.kept,
+          most=room[1] // needed.backward,
+          chip=chip,
+      )
+    elif group < 1:
       raise ValueError(f"group must be at least 1, got {group}.")
-    group = min(group, self.steps)
-    # The forward kernel keeps no residuals: several groups an iteration.
-    count = math.prod(tiles[0])
-    groups = tuning.choose_group(
-        -(-self.steps // group),
-        needed.fixed_forward * count,
-        (2 * needed.carry + group * needed.forward) * count,
-        budget,
-        most=max(1, tuning.MOST_STEPS // group),
-    )
+    keep_every = min(group, self.steps)
+    together = tuning.choose_group(self.steps, room[0] // needed.forward)
     forward_plan, backward_plan = (
         tpu.Plan(
             tuple(self.axes),
             tile,
             self.steps,
             group=steps,
-            keep_every=group,
+            keep_every=keep_every,
             vmem_limit=int(_LIMIT * chip.vmem),
         )
-        for tile, steps in zip(tiles, (groups * group, group))
+        for tile, steps in zip(tiles, (together, keep_every))
     )
     return forward_plan, backward_plan
+
+  def _check_tile(self, tile: tuple[int, ...]) -> tuple[int, ...]:
+    axes = tuple(self.axes)
+    if len(tile) != len(axes) or any(
+        t < 1 or a % t for a, t in zip(axes, tile)
+    ):
+      raise ValueError(
+          f"tile must hold a divisor of each parallel axis {axes}, got {tile}."
+      )
+    return tile
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -337,17 +341,16 @@ def _scan_fwd(step, plans, interpret, init, xs, consts):
   last, ys, kept = _forward(
       step, plans[0], interpret, init, xs, consts, keep=True
   )
-  return (last, ys), (init, kept, xs, consts)
+  return (last, ys), (kept, xs, consts)
 
 
 def _scan_bwd(step, plans, interpret, residuals, cotangents):
-  init, kept, xs, consts = residuals
+  kept, xs, consts = residuals
 
-  def run(interpret, init, kept, xs, consts, d_last, d_ys):
+  def run(interpret, kept, xs, consts, d_last, d_ys):
     return tpu.backward(
         step,
         plans[1].interpreted(interpret),
-        init,
         kept,
         xs,
         consts,
@@ -356,12 +359,12 @@ def _scan_bwd(step, plans, interpret, residuals, cotangents):
     )
 
   d_init, d_xs, d_consts = _on_platform(
-      run, interpret, init, kept, xs, consts, *map(tpu.floats, cotangents)
+      run, interpret, kept, xs, consts, *map(tpu.floats, cotangents)
   )
   shared = (c for c in consts if tpu.is_float(c))
   d_consts = map(_sum_shared, d_consts, shared)
   return (
-      _with_gradients(init, d_init),
+      _with_gradients(_without_rows(kept, plans[1].rank), d_init),
       _with_gradients(xs, d_xs),
       _with_gradients(consts, d_consts),
   )
@@ -390,6 +393,14 @@ def _sum_shared(gradient: Array, const: Array) -> Array:
   return jnp.sum(gradient, axes, keepdims=True).astype(const.dtype)
 
 
+def _without_rows(kept, rank: int) -> list[jax.ShapeDtypeStruct]:
+  """Returns the shapes of a carry, of which [*axes, rows, ...] are given."""
+  return [
+      jax.ShapeDtypeStruct((*x.shape[:rank], *x.shape[rank + 1 :]), x.dtype)
+      for x in kept
+  ]
+
+
 def _with_gradients(leaves, gradients) -> tuple[Array, ...]:
   """Returns gradients for all leaves: of float0 for those that have none."""
   none = (
@@ -403,8 +414,8 @@ def _bytes(aval) -> int:
   return tuning.padded_bytes(aval.shape, max(4, aval.dtype.itemsize))
 
 
-def _residual_bytes(program: lockstep.Program) -> int:
-  """Estimates what the backward pass needs of one step's forward pass."""
+def _work_bytes(program: lockstep.Program) -> int:
+  """Estimates what the way back needs of a step's way there."""
   return (
       sum(
           _bytes(v.aval)

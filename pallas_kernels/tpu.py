@@ -3,10 +3,12 @@
 """`fused_scan` on TPU: one Pallas kernel forward, one backward.
 
 A program owns a tile of instances (batch rows and heads), whose carries stay in
-VMEM scratch while the last grid axis walks over groups of steps. The backward
-kernel walks over the groups in reverse: it takes up the carry that the forward
-kernel kept behind the group before, runs the group forward by `jax.vjp`,
-leaving each step's residuals in VMEM, and then backward through them.
+VMEM scratch while the last grid axis walks over groups of steps. The forward
+kernel copies the carry before every group of the backward kernel to main memory
+while it works on. The backward kernel walks over its groups in reverse: it runs
+a group forward from the carry that was kept, leaving the carry of every step in
+VMEM, and then each step, from the last to the first, there and back by
+`jax.vjp`.
 
 Here a scan is flat: carry, xs, consts and ys are lists of leaves.
 """
@@ -40,7 +42,8 @@ class Plan:
     tile: instances along each of them that one program owns; divides it.
     steps: N.
     group: steps per grid iteration.
-    keep_every: steps between carries that are kept; divides the group.
+    keep_every: steps between carries that are kept; the backward kernel's
+      group.
     vmem_limit: bytes of VMEM that a kernel may use, or None (the compiler's
       default).
     interpret: as in `pl.pallas_call`.
@@ -68,6 +71,10 @@ class Plan:
   @property
   def groups(self) -> int:
     return -(-self.steps // self.group)
+
+  @property
+  def rows_kept(self) -> int:
+    return -(-self.steps // self.keep_every)
 
   @property
   def grid(self) -> tuple[int, ...]:
@@ -129,11 +136,6 @@ def _store(refs, values, index) -> None:
     ref[index] = x.astype(ref.dtype)
 
 
-def _copy(sources, targets) -> None:
-  for source, target in zip(sources, targets):
-    target[...] = source[...]
-
-
 @dataclasses.dataclass(frozen=True)
 class _Cut:
   """How the blocks of an array follow the grid.
@@ -141,62 +143,85 @@ class _Cut:
   Attributes:
     plan: of the scan.
     along: "whole": a block holds what does not depend on the step, of arrays
-      [*axes, *tail]; "steps": a group's rows of [*axes, N, *tail]; "kept": its
-      rows of [*axes, N / keep_every, *tail]; "before": the row before those.
+      [*axes, *tail]; "steps": a group's rows of [*axes, N, *tail]; "kept": no
+      blocks, arrays [*axes, groups, *tail] stay in main memory, from where a
+      kernel copies by itself; "apart": likewise arrays [*axes, *tail].
     reverse: whether the grid walks from the last group to the first.
-    single: one buffer instead of two: the block is loaded once a program, not
-      while the one before is worked on.
   """
 
   plan: Plan
-  along: str = "whole"
+  along: str
   reverse: bool = False
-  single: bool = False
 
   @property
   def lead(self) -> int:
-    return self.plan.rank + (self.along != "whole")
+    return self.plan.rank + (self.along in ("steps", "kept"))
 
   def shape(self, aval) -> jax.ShapeDtypeStruct:
     """Returns the array in memory of one value per instance (and row)."""
     plan = self.plan
-    rows = {"whole": (), "kept": (-(-plan.steps // plan.keep_every),)}.get(
-        self.along, (plan.steps,)
-    )
+    rows = {"steps": (plan.steps,), "kept": (plan.rows_kept,)}
     return jax.ShapeDtypeStruct(
-        (*plan.axes, *rows, *_tail(aval.shape)), _memory_dtype(aval.dtype)
+        (*plan.axes, *rows.get(self.along, ()), *_tail(aval.shape)),
+        _memory_dtype(aval.dtype),
     )
 
   def spec(self, array) -> pl.BlockSpec:
+    if self.along in ("kept", "apart"):
+      return pl.BlockSpec(memory_space=pl.ANY)
     plan, shape = self.plan, array.shape
     shared = [s == 1 for s in shape[: plan.rank]]
     tile = (1 if one else t for one, t in zip(shared, plan.tile))
-    rows = {
-        "whole": (),
-        "kept": (plan.group // plan.keep_every,),
-        "before": (None,),
-    }.get(self.along, (plan.group,))
+    rows = (plan.group,) if self.along == "steps" else ()
     tail = shape[self.lead :]
 
     def index(*ids):
       *ids, group = ids
       if self.reverse:
         group = plan.groups - 1 - group
-      if self.along == "before":
-        group = jnp.maximum(group - 1, 0)
       ids = (0 if one else i for one, i in zip(shared, ids))
-      where = () if self.along == "whole" else (group,)
+      where = (group,) if self.along == "steps" else ()
       return (*ids, *where, *(0,) * len(tail))
 
-    mode = pl.Buffered(1) if self.single else None
-    return pl.BlockSpec((*tile, *rows, *tail), index, pipeline_mode=mode)
+    return pl.BlockSpec((*tile, *rows, *tail), index)
 
 
 def _scratch(plan: Plan, avals, rows: tuple[int, ...] = ()):
   return [
-      pltpu.VMEM((*plan.tile, *rows, *_tail(a.shape)), _memory_dtype(a.dtype))
+      pltpu.VMEM((*rows, *plan.tile, *_tail(a.shape)), _memory_dtype(a.dtype))
       for a in avals
   ]
+
+
+class _Copies:
+  """Copies of all leaves between main memory and scratch, by one semaphore."""
+
+  def __init__(self, sources, targets, semaphore):
+    self._copies = [
+        pltpu.make_async_copy(source, target, semaphore)
+        for source, target in zip(sources, targets)
+    ]
+
+  def start(self) -> None:
+    for copy in self._copies:
+      copy.start()
+
+  def wait(self) -> None:
+    for copy in self._copies:
+      copy.wait()
+
+  def run(self) -> None:
+    self.start()
+    self.wait()
+
+
+def _at(refs, *index) -> list[Any]:
+  return [ref.at[index] for ref in refs]
+
+
+def _own(plan: Plan) -> list[Any]:
+  """Returns where in the parallel axes a program's instances are."""
+  return [pl.ds(pl.program_id(a) * n, n) for a, n in enumerate(plan.tile)]
 
 
 def avals_of(leaves: Leaves, lead: int) -> list[jax.ShapeDtypeStruct]:
@@ -204,20 +229,19 @@ def avals_of(leaves: Leaves, lead: int) -> list[jax.ShapeDtypeStruct]:
   return [jax.ShapeDtypeStruct(x.shape[lead:], x.dtype) for x in leaves]
 
 
-def _for_steps(plan: Plan, group, body, reverse: bool = False) -> None:
-  """Runs body(n) for the steps of a group; the last group may be shorter."""
-  if plan.group == 1:
+def _steps_of(plan: Plan, group):
+  """Returns how many steps a group has; the last one may be shorter."""
+  if plan.steps % plan.group == 0:
+    return plan.group
+  return jnp.minimum(plan.group, plan.steps - group * plan.group)
+
+
+def _for_each(count, most: int, body) -> None:
+  """Runs body(n) for n below count, which is at most `most`."""
+  if most == 1:
     body(0)
     return
-  count: Any = plan.group
-  if plan.steps % plan.group:
-    count = jnp.minimum(count, plan.steps - group * plan.group)
-
-  def run(i, carry):
-    body(count - 1 - i if reverse else i)
-    return carry
-
-  jax.lax.fori_loop(0, count, run, 0)
+  jax.lax.fori_loop(0, count, lambda n, _: body(n), None)
 
 
 def _call(kernel, name, plan, programs, inputs, outputs, scratch):
@@ -291,11 +315,11 @@ def forward(
     init: leaves [*axes, ...].
     xs: leaves [*axes, N, ...].
     consts: leaves [*axes, ...], of size 1 where they are shared.
-    keep: whether carries are kept: those behind every `keep_every` steps.
+    keep: whether carries are kept: those before every `keep_every` steps.
 
   Returns:
-    The last carry, ys, and the kept carries [*axes, N / keep_every, ...], the
-    last one among them (or none).
+    The last carry, ys, and the kept carries [*axes, N / keep_every, ...] (or
+    none).
   """
   carry_avals, x_avals, const_avals = (
       avals_of(init, plan.rank),
@@ -305,127 +329,81 @@ def forward(
   program = lockstep.Program(step, carry_avals, x_avals, const_avals)
   y_avals = program.avals[len(carry_avals) :]
 
-  def kernel(init, xs, consts, behind, ys, carry):
-    group = pl.program_id(plan.rank)
+  def kernel(xs, consts, init, ys, last, kept, carry, semaphores):
+    own, group = _own(plan), pl.program_id(plan.rank)
+
+    # Of two places the carries of even steps are in the first, those of odd
+    # steps in the second: one is kept while the next step fills the other.
+    def keep_carry(t, place):
+      return _Copies(
+          _at(carry, place),
+          _at(kept, *own, jax.lax.div(t, plan.keep_every)),
+          semaphores.at[place],
+      )
+
+    def is_kept(t):
+      return (t >= 0) & (jax.lax.rem(t, plan.keep_every) == 0)
 
     @pl.when(group == 0)
     def _():
-      _copy(init, carry)
+      _Copies(_at(init, *own), _at(carry, 0), semaphores.at[0]).run()
 
-    def body(n):
+    count = _steps_of(plan, group)
+
+    def run(n, before, after):
+      t = group * plan.group + n
+      if keep:
+        pl.when(is_kept(t))(lambda: keep_carry(t, before).start())
+        pl.when(is_kept(t - 1))(lambda: keep_carry(t - 1, after).wait())
       results = program(
           [
               (
-                  _load(carry, carry_avals, i),
+                  _load(carry, carry_avals, (before, *i)),
                   _load(xs, x_avals, (*i, n)),
                   _load(consts, const_avals, i),
               )
               for i in plan.instances
           ]
       )
-      row = (n // plan.keep_every,) if keep else ()
       for i, (new, y) in zip(plan.instances, results):
-        _store(carry, new, i)
-        # Every step's, though those of some stay: stores among a step's other
-        # work cost nothing, a copy of its own would.
-        _store(behind, new, (*i, *row))
+        _store(carry, new, (after, *i))
         _store(ys, y, (*i, n))
 
-    _for_steps(plan, group, body)
+    def run_pair(pair):
+      run(2 * pair, 0, 1)
+      if plan.group > 1:
+        pl.when(2 * pair + 1 < count)(lambda: run(2 * pair + 1, 1, 0))
 
-  whole, steps = _Cut(plan), _Cut(plan, "steps")
-  start, kept = _Cut(plan, single=True), _Cut(plan, "kept")
-  behind, ys = _call(
+    _for_each(jax.lax.div(count + 1, 2), (plan.group + 1) // 2, run_pair)
+
+    @pl.when(group == plan.groups - 1)
+    def _():
+      if keep and (plan.steps - 1) % plan.keep_every == 0:
+        keep_carry(plan.steps - 1, (plan.steps - 1) % 2).wait()
+      place = plan.steps % 2
+      _Copies(
+          _at(carry, place), _at(last, *own), semaphores.at[place]
+      ).run()
+
+  steps, apart = _Cut(plan, "steps"), _Cut(plan, "apart")
+  ys, last, kept = _call(
       kernel,
       "fused_scan_forward",
       plan,
       [program],
-      [(init, start), (xs, steps), (consts, whole)],
-      [(carry_avals, kept if keep else whole), (y_avals, steps)],
-      [_scratch(plan, carry_avals)],
+      [(xs, steps), (consts, _Cut(plan, "whole")), (init, apart)],
+      [
+          (y_avals, steps),
+          (carry_avals, apart),
+          (carry_avals if keep else [], _Cut(plan, "kept")),
+      ],
+      [_scratch(plan, carry_avals, (2,)), pltpu.SemaphoreType.DMA((2,))],
   )
-  if not keep:
-    return behind, ys, []
-  last = (slice(None),) * plan.rank + (-1,)
-  return [x[last] for x in behind], ys, behind
+  return last, ys, kept
 
 
 # ------------------------------------------------------------------------------
 # Backward.
-
-
-# Operations that are repeated rather than their results kept: a TPU core loads
-# three registers in the time that it stores one.
-_CHEAP = frozenset(
-    {
-        "and",
-        "broadcast_in_dim",
-        "convert_element_type",
-        "div",
-        "eq",
-        "ge",
-        "gt",
-        "iota",
-        "le",
-        "lt",
-        "ne",
-        "not",
-        "or",
-        "rem",
-        "reshape",
-        "select_n",
-        "slice",
-        "squeeze",
-    }
-)
-
-
-class Linearized:
-  """A step's forward pass that leaves residuals, and its backward pass.
-
-  Attributes:
-    forward: program (carry, x, consts) -> (new carry, residuals to be kept).
-    backward: program (carry, x, consts, kept, d_carry, d_y) -> cotangents of
-      carry, x and consts. Only float leaves have any.
-    kept: shapes of the residuals that are kept: not those that are arguments of
-      the step, constants, or cheaply made from these.
-  """
-
-  def __init__(self, step: Step, carry, x, consts):
-    y = jax.eval_shape(step, carry, x, consts)[1]
-
-    def run(*arguments):
-      def of_floats(*new):
-        carry, y = step(*map(with_floats, arguments, new))
-        return (floats(carry), floats(y)), carry
-
-      _, vjp, carry = jax.vjp(of_floats, *map(floats, arguments), has_aux=True)
-      residuals, self._structure = jax.tree.flatten(vjp)
-      return carry, residuals
-
-    whole = lockstep.Program(run, carry, x, consts)
-    places = whole.outputs[len(carry) :]
-    cheap = whole.made_from_arguments(_CHEAP)
-    slots = [place for place in places if isinstance(place, int)]
-    kept = [slot for slot in dict.fromkeys(slots) if slot not in cheap]
-    chosen = [places.index(slot) for slot in kept]
-
-    def run_kept(carry, x, consts):
-      carry, residuals = run(carry, x, consts)
-      return carry, [residuals[i] for i in chosen]
-
-    self.forward = lockstep.Program(run_kept, carry, x, consts)
-    self.kept = self.forward.avals[len(carry) :]
-
-    def run_back(carry, x, consts, saved, d_carry, d_y):
-      known = dict(enumerate([*carry, *x, *consts])) | dict(zip(kept, saved))
-      residuals = [whole.value(place, known) for place in places]
-      vjp = jax.tree.unflatten(self._structure, residuals)
-      return vjp((d_carry, d_y))
-
-    self.backward = lockstep.Program(
-        run_back, carry, x, consts, self.kept, floats(carry), floats(y)
-    )
 
 
 def is_float(x) -> bool:
@@ -443,9 +421,28 @@ def with_floats(leaves, new):
   return [next(new) if is_float(x) else x for x in leaves]
 
 
+def transposed(step: Step):
+  """Returns (carry, x, consts, d_carry, d_y) -> cotangents of the first three.
+
+  Only float leaves have cotangents. The step runs forward in it.
+  """
+
+  def run(carry, x, consts, d_carry, d_y):
+    given = carry, x, consts
+
+    def of_floats(*new):
+      carry, y = step(*map(with_floats, given, new))
+      return floats(carry), floats(y)
+
+    _, vjp = jax.vjp(of_floats, *map(floats, given))
+    return vjp((d_carry, d_y))
+
+  return run
+
+
 @functools.partial(jax.jit, static_argnames=("step", "plan"))
 def backward(
-    step: Step, plan: Plan, init, kept, xs, consts, d_last, d_ys
+    step: Step, plan: Plan, kept, xs, consts, d_last, d_ys
 ) -> tuple[Leaves, Leaves, Leaves]:
   """Returns the cotangents of init, xs and consts, of float leaves alone.
 
@@ -454,109 +451,117 @@ def backward(
   are the cotangents of its results' float leaves.
   """
   carry_avals, x_avals, const_avals, y_avals = (
-      avals_of(init, plan.rank),
+      avals_of(kept, plan.rank + 1),
       avals_of(xs, plan.rank + 1),
       avals_of(consts, plan.rank),
       avals_of(d_ys, plan.rank + 1),
   )
-  linearized = Linearized(step, carry_avals, x_avals, const_avals)
   float_avals = floats(carry_avals)
+  avals = carry_avals, x_avals, const_avals
+  # What of a step makes the next carry, and all of it there and back.
+  advance = lockstep.Program(lambda *given: step(*given)[0], *avals)
+  program = lockstep.Program(transposed(step), *avals, float_avals, y_avals)
 
   def kernel(
-      init,
-      kept,
       xs,
       consts,
-      d_last,
       d_ys,
-      d_init,
+      kept,
+      d_last,
       d_xs,
       d_consts,
+      d_init,
       carries,
-      saved,
+      d_carry,
+      semaphores,
   ):
-    turn = pl.program_id(plan.rank)
+    own, turn = _own(plan), pl.program_id(plan.rank)
     group = plan.groups - 1 - turn
-    first = (slice(None),) * plan.rank + (0,)
+    count = _steps_of(plan, group)
+
+    # A group's first carry is in the first place or the second, so that one is
+    # fetched while the other is in use; those of its other steps are behind.
+    def place(n):
+      return jnp.where(n == 0, jax.lax.rem(group, 2), n + 1)
+
+    def fetch(group):
+      where = jax.lax.rem(group, 2)
+      return _Copies(
+          _at(kept, *own, group),
+          _at(carries, where),
+          semaphores.at[where],
+      )
 
     @pl.when(turn == 0)
     def _():
-      _copy(d_last, d_init)
+      fetch(group).start()
+      _Copies(_at(d_last, *own), d_carry, semaphores.at[2]).run()
       for ref in d_consts:
         ref[...] = jnp.zeros_like(ref)
 
-    @pl.when(group > 0)
-    def _():
-      for source, target in zip(kept, carries):
-        target[first] = source[...]
-
-    @pl.when(group == 0)
-    def _():
-      for source, target in zip(init, carries):
-        target[first] = source[...]
+    fetch(group).wait()
+    pl.when(group > 0)(lambda: fetch(group - 1).start())
 
     def load(i, n):
       return (
-          _load(carries, carry_avals, (*i, n)),
+          _load(carries, carry_avals, (place(n), *i)),
           _load(xs, x_avals, (*i, n)),
           _load(consts, const_avals, i),
       )
 
     def run(n):
-      results = linearized.forward([load(i, n) for i in plan.instances])
-      for i, (carry, residuals) in zip(plan.instances, results):
-        _store(saved, residuals, (*i, n))
-        _store(carries, carry, (*i, n + 1))
+      results = advance([load(i, n) for i in plan.instances])
+      for i, carry in zip(plan.instances, results):
+        _store(carries, carry, (place(n + 1), *i))
 
     def run_back(n):
-      results = linearized.backward(
+      n = count - 1 - n
+      results = program(
           [
               (
                   *load(i, n),
-                  _load(saved, linearized.kept, (*i, n)),
-                  _load(d_init, float_avals, i),
+                  _load(d_carry, float_avals, i),
                   _load(d_ys, y_avals, (*i, n)),
               )
               for i in plan.instances
           ]
       )
-      for i, (d_carry, d_x, d_const) in zip(plan.instances, results):
-        _store(d_init, d_carry, i)
+      for i, (d_before, d_x, d_const) in zip(plan.instances, results):
+        _store(d_carry, d_before, i)
         _store(d_xs, d_x, (*i, n))
         for ref, g in zip(d_consts, d_const):
           ref[i] += g.reshape(_tail(g.shape)).astype(ref.dtype)
 
-    _for_steps(plan, group, run)
-    _for_steps(plan, group, run_back, reverse=True)
+    if plan.group > 1:
+      _for_each(count - 1, plan.group - 1, run)
+    _for_each(count, plan.group, run_back)
 
-  whole, start = _Cut(plan), _Cut(plan, single=True)
-  steps, before = _Cut(plan, "steps", True), _Cut(plan, "before", True)
-  return _call(
+    @pl.when(group == 0)
+    def _():
+      _Copies(d_carry, _at(d_init, *own), semaphores.at[2]).run()
+
+  steps, whole = _Cut(plan, "steps", reverse=True), _Cut(plan, "whole")
+  kept_cut, apart = _Cut(plan, "kept"), _Cut(plan, "apart")
+  d_consts = [
+      jax.ShapeDtypeStruct(a.shape, jnp.float32) for a in floats(const_avals)
+  ]
+  d_xs, d_consts, d_init = _call(
       kernel,
       "fused_scan_backward",
       plan,
-      [linearized.forward, linearized.backward],
+      [program] + [advance] * (plan.group > 1),
       [
-          (init, start),
-          (kept, before),
           (xs, steps),
           (consts, whole),
-          (d_last, start),
           (d_ys, steps),
+          (kept, kept_cut),
+          (d_last, apart),
       ],
-      [
-          (float_avals, whole),
-          (floats(x_avals), steps),
-          (
-              [
-                  jax.ShapeDtypeStruct(a.shape, jnp.float32)
-                  for a in floats(const_avals)
-              ],
-              whole,
-          ),
-      ],
+      [(floats(x_avals), steps), (d_consts, whole), (float_avals, apart)],
       [
           _scratch(plan, carry_avals, (plan.group + 1,)),
-          _scratch(plan, linearized.kept, (plan.group,)),
+          _scratch(plan, float_avals),
+          pltpu.SemaphoreType.DMA((3,)),
       ],
   )
+  return d_init, d_xs, d_consts

@@ -16,6 +16,7 @@ import math
 import jax
 
 MIB = 1 << 20
+GIB = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,21 +25,23 @@ class Chip:
 
   Attributes:
     vmem: bytes of VMEM of a core.
+    memory: bytes of main memory that a JAX device has.
     lanes: width of a matrix unit.
     macs_per_cycle: multiply-adds of all matrix units of a core, bfloat16.
   """
 
   vmem: int
+  memory: int
   lanes: int
   macs_per_cycle: int
 
 
 CHIPS = {
-    "v4": Chip(16 * MIB, 128, 4 * 128 * 128),
-    "v5e": Chip(128 * MIB, 128, 4 * 128 * 128),
-    "v5p": Chip(64 * MIB, 128, 4 * 128 * 128),
-    "v6e": Chip(128 * MIB, 256, 2 * 256 * 256),
-    "tpu7x": Chip(64 * MIB, 256, 2 * 256 * 256),
+    "v4": Chip(16 * MIB, 32 * GIB, 128, 4 * 128 * 128),
+    "v5e": Chip(128 * MIB, 16 * GIB, 128, 4 * 128 * 128),
+    "v5p": Chip(64 * MIB, 95 * GIB, 128, 4 * 128 * 128),
+    "v6e": Chip(128 * MIB, 32 * GIB, 256, 2 * 256 * 256),
+    "tpu7x": Chip(64 * MIB, 96 * GIB, 256, 2 * 256 * 256),
 }
 
 # By the name that JAX gives a device.
@@ -59,6 +62,9 @@ SMALLEST = CHIPS["v4"]
 
 # Steps of an iteration of a kernel's grid beyond which its own cost is nothing.
 MOST_STEPS = 8
+
+# Of the chip's memory, for carries that a scan keeps for its backward pass.
+_KEPT_SHARE = 1 / 16
 
 # The compiler's own scratch, spills for the most part, comes on top.
 _SHARE = 0.85
@@ -112,22 +118,36 @@ def choose_tile(
   return tuple(reversed(tile))
 
 
-def choose_group(
-    steps: int,
-    bytes_fixed: int,
-    bytes_per_step: int,
-    budget: int,
-    most: int = MOST_STEPS,
-) -> int:
-  """Returns the steps that one iteration takes: as many as fit, up to `most`.
+def choose_group(steps: int, most: int) -> int:
+  """Returns the steps that one iteration takes, `most` of which fit.
 
-  Each iteration pays for its blocks, and keeps a carry.
+  Each iteration pays for its blocks.
   """
-  fit = (budget - bytes_fixed) // max(1, bytes_per_step)
-  most = int(max(1, min(fit, most, steps)))
-  divisors = [n for n in range(1, most + 1) if steps % n == 0]
-  # A shorter last group costs less than many small ones.
-  return divisors[-1] if 2 * divisors[-1] > most else most
+  return _divide(steps, min(most, MOST_STEPS))
+
+
+def choose_kept(steps: int, bytes_kept: int, most: int, chip: Chip) -> int:
+  """Returns the steps between carries that are kept for the backward pass.
+
+  One, which recomputes least, as long as the carries take a small part of the
+  chip's memory.
+
+  Args:
+    steps: of the scan.
+    bytes_kept: what the carries of all steps take in main memory.
+    most: steps whose carries fit VMEM.
+    chip: that it runs on.
+  """
+  least = math.ceil(bytes_kept / (_KEPT_SHARE * chip.memory))
+  return _divide(steps, max(1, min(least, most)))
+
+
+def _divide(steps: int, most: int) -> int:
+  """Returns a number up to `most` that divides the steps, if there is a good
+  one: a shorter last group costs less than many small ones."""
+  most = max(1, min(most, steps))
+  divisor = max(n for n in range(1, most + 1) if steps % n == 0)
+  return divisor if 2 * divisor > most else most
 
 
 def budget(device: Chip) -> int:
