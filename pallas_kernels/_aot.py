@@ -53,7 +53,7 @@ class Case:
     chunk: b.
     heads: H.
     tile: heads that a program runs in lockstep; None: by tuning.
-    group: chunks per grid iteration; None: by tuning.
+    group: chunks between carries that are kept; None: by tuning.
   """
 
   chip: str
@@ -70,7 +70,7 @@ class Case:
 
   @property
   def chunks(self) -> int:
-    multiple = self.group or 8
+    multiple = 2 * tuning.MOST_STEPS * (self.group or 1)
     least = max(_CHUNKS, _TOKENS / self.chunk, 2 * multiple)
     return math.ceil(least / multiple) * multiple
 
@@ -114,6 +114,7 @@ def compile_case(case: Case) -> dict[str, Any]:
           "group": plan.group,
           "groups": plan.groups,
           "programs": math.prod(plan.grid[:-1]),
+          "inner_loops": plan.inner_loops(direction),
           "vmem_bytes": vmem[direction],
       }
       for direction, plan in zip(("forward", "backward"), plans)
@@ -144,10 +145,7 @@ def _scan_arguments(case: Case):
   arguments = (
       jax.eval_shape(chunk_lib.turn, chunk_lib.Carry(weights, weights)),
       jax.eval_shape(
-          functools.partial(
-              chunk_lib.over_chunks,
-              functools.partial(chunk_lib.prepare, options),
-          ),
+          chunk_lib.over_chunks(functools.partial(chunk_lib.prepare, options)),
           chunks,
       ),
       chunk_lib.Constants({"gain": array(case.head_dim)}),

@@ -16,7 +16,6 @@ import re
 from typing import Sequence
 
 _BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s+(LB|LH|LE|PB|PF)?\s*:\s*(>*)(.*)")
-_BRANCH = re.compile(r"sbr\.rel \([^)]*\) target = \$region(\d+)")
 
 
 class DumpError(RuntimeError):
@@ -28,18 +27,14 @@ class Bundle:
   """One bundle of instructions.
 
   Attributes:
-    depth: of loops around it: 1 in the grid's loop, 2 in one over a group.
+    depth: of loops around it: 1 in the grid's loop, more in loops inside.
     begins_loop: whether it is the first of a loop's body.
     uses: of each unit.
-    branch: the region that it jumps to, if it does.
-    regions: those that start or end at it.
   """
 
   depth: int
   begins_loop: bool
   uses: tuple[int, ...]
-  branch: int | None
-  regions: frozenset[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,59 +52,46 @@ class Schedule:
   bundles: tuple[Bundle, ...]
   capacities: dict[str, int]
 
-  def loops(self, depth: int) -> int:
-    """Returns how many loops there are at a depth."""
-    return sum(b.begins_loop and b.depth == depth for b in self.bundles)
+  def parts(self) -> tuple[list[Bundle], list[Bundle], list[list[Bundle]]]:
+    """Returns the bundles outside the grid's loop, those of its own body, and
+    those of each loop in it that multiplies.
 
-  def blocks(self, stores: int) -> set[int]:
-    """Returns the bundles of blocks in the grid's loop that a branch skips and
-    that hold so many vector stores and no matrix product: copies of a program's
-    first or last carry.
+    Loops that do not are copies of a program's first or last carry, where the
+    compiler makes copies of them: they are left out.
     """
-    store, matrix = map(list(self.capacities).index, ("VSTORE", "MXU"))
-    found: set[int] = set()
-    for start, bundle in enumerate(self.bundles):
-      if bundle.branch is None or bundle.depth != 1:
-        continue
-      inside = range(start + 1, self._target(start))
-      block = [self.bundles[i] for i in inside]
-      if any(b.depth != 1 or b.uses[matrix] for b in block):
-        continue
-      if block and sum(b.uses[store] for b in block) >= stores:
-        found.update(inside)
-    return found
+    outside, body, loops = [], [], []
+    for bundle in self.bundles:
+      if bundle.depth == 0:
+        outside.append(bundle)
+      elif bundle.depth == 1:
+        body.append(bundle)
+      else:
+        if bundle.depth == 2 and bundle.begins_loop:
+          loops.append([])
+        if bundle.depth > 2 or not loops:
+          raise DumpError(f"The kernel has loops {bundle.depth} deep.")
+        loops[-1].append(bundle)
+    matrix = list(self.capacities).index("MXU")
+    steps = [loop for loop in loops if any(b.uses[matrix] for b in loop)]
+    return outside, body, steps
 
-  def _target(self, start: int) -> int:
-    """Returns where a branch goes to, or its own place if that is above."""
-    for i in range(start + 1, len(self.bundles)):
-      if self.bundles[start].branch in self.bundles[i].regions:
-        return i
-    return start
-
-  def executed(
-      self, trips: Sequence[int], programs: int = 1, stores: int | None = None
-  ) -> Counts:
+  def executed(self, iterations: int, trips: Sequence[int]) -> Counts:
     """Counts what a call executes.
 
     Args:
-      trips: how often bundles of depth 0, 1, ... are run.
-      programs: how often a program's first and last carry are copied.
-      stores: vector stores of such a copy; None: there is none.
+      iterations: of the grid.
+      trips: of each loop in it that multiplies, in all iterations.
     """
-    deepest = max(b.depth for b in self.bundles)
-    if deepest >= len(trips):
+    outside, body, loops = self.parts()
+    if len(loops) != len(trips):
       raise DumpError(
-          f"The kernel has loops {deepest} deep, expected {len(trips) - 1}."
+          f"The kernel has {len(loops)} inner loops, expected {len(trips)}."
       )
-    once = self.blocks(stores) if stores else set()
-    times = [
-        programs if i in once else trips[b.depth]
-        for i, b in enumerate(self.bundles)
-    ]
+    times = [(1, outside), (iterations, body), *zip(trips, loops)]
     return Counts(
-        sum(times),
+        sum(n * len(bundles) for n, bundles in times),
         {
-            name: sum(n * b.uses[unit] for n, b in zip(times, self.bundles))
+            name: sum(n * b.uses[unit] for n, part in times for b in part)
             for unit, name in enumerate(self.capacities)
         },
     )
@@ -163,14 +145,5 @@ def parse(bundles: str, utilization: str) -> Schedule:
     if not depth and parsed and rest.strip().startswith("{}"):
       # An empty bundle behind a branch bears no marks.
       depth = parsed[-1].depth
-    branch = _BRANCH.search(rest)
-    parsed.append(
-        Bundle(
-            depth,
-            label == "LB",
-            uses,
-            int(branch[1]) if branch else None,
-            frozenset(map(int, re.findall(r"\bregion (\d+)", rest))),
-        )
-    )
+    parsed.append(Bundle(depth, label == "LB", uses))
   return Schedule(tuple(parsed), capacities)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import compat
-from pallas_kernels import lockstep
+from pallas_kernels import program as program_lib
 from pallas_kernels import tpu
 from pallas_kernels import tuning
 
@@ -177,7 +177,7 @@ class _Problem:
   init: list[Any]
   xs: list[Any]
   consts: list[Any]
-  program: lockstep.Program
+  program: program_lib.Program
   y_structure: Any
 
   @classmethod
@@ -210,7 +210,7 @@ class _Problem:
         init=init,
         xs=xs,
         consts=consts,
-        program=lockstep.Program(flat_step, *avals),
+        program=program_lib.Program(flat_step, *avals),
         y_structure=jax.tree.structure(y),
     )
 
@@ -414,14 +414,14 @@ def _bytes(aval) -> int:
   return tuning.padded_bytes(aval.shape, max(4, aval.dtype.itemsize))
 
 
-def _work_bytes(program: lockstep.Program) -> int:
+def _work_bytes(program: program_lib.Program) -> int:
   """Estimates what the way back needs of a step's way there."""
   return (
       sum(
-          _bytes(v.aval)
+          _bytes(aval)
           for operation in program.operations
-          for v in operation.eqn.outvars
-          if operation.eqn.primitive.name
+          for aval in operation.out_avals
+          if operation.name
           not in (
               "broadcast_in_dim",
               "reshape",

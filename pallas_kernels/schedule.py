@@ -11,9 +11,9 @@ divided by these; the bound is what it could be if only the products counted,
 each cut for the matrix unit by itself. All of it is the compiler's word
 ("compiler"), not a measurement: a core also waits for memory.
 
-Numbers are per token and head. A block of the grid's loop that copies a
-program's first or last carry is counted once a program; its other predicated
-blocks, which ask for the next blocks of the arrays, every time.
+Numbers are per token and head. Predicated blocks, which ask for the next blocks
+of the arrays, are counted every time; the copies of a program's first and last
+carry, which the core waits for once a program, are not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import json
-import math
 import os
 import pathlib
 import subprocess
@@ -52,7 +51,7 @@ _CHUNK = flags.DEFINE_list(
     "Chunk sizes b (default 64). Every combination of the three lists is"
     " compiled; without any of them a table of usual shapes.",
 )
-_HEADS = flags.DEFINE_integer("heads", 8, "Memory heads.", lower_bound=1)
+_HEADS = flags.DEFINE_integer("heads", 16, "Memory heads.", lower_bound=1)
 _TILE = flags.DEFINE_integer(
     "tile",
     None,
@@ -63,7 +62,8 @@ _TILE = flags.DEFINE_integer(
 _GROUP = flags.DEFINE_integer(
     "group",
     None,
-    "Chunks per grid iteration (default: as the kernel chooses).",
+    "Chunks between carries that are kept for the backward pass (default: as the"
+    " kernel chooses).",
     lower_bound=1,
 )
 _JSON = flags.DEFINE_bool("json", False, "Prints JSON instead of a table.")
@@ -124,17 +124,9 @@ def _compile(case: _aot.Case, dumps: pathlib.Path) -> dict[str, Any]:
 
 def _row(case, direction, cut, dumps) -> dict[str, Any]:
   schedule = _dumps.read(dumps, f"fused_scan_{direction}")
-  loops = 0 if cut["group"] == 1 else 1 + (direction == "backward")
-  if schedule.loops(2) != loops:
-    raise _dumps.DumpError(
-        f"The {direction} kernel has {schedule.loops(2)} inner loops, expected"
-        f" {loops}."
-    )
-  programs = cut["programs"]
+  iterations = cut["programs"] * cut["groups"]
   counts = schedule.executed(
-      (1, programs * cut["groups"], programs * case.chunks),
-      programs,
-      _registers(case) * math.prod(cut["tile"]),
+      iterations, [iterations * n for n in cut["inner_loops"]]
   )
   shapes, chip = case.net.layer_shapes(case.head_dim), tuning.CHIPS[case.chip]
   places = case.heads * case.chunks * case.chunk
@@ -162,14 +154,6 @@ def _row(case, direction, cut, dumps) -> dict[str, Any]:
       "spills": counts.uses["VSTORE:SPILL"] / places,
       "vmem_bytes": cut["vmem_bytes"],
   }
-
-
-def _registers(case: _aot.Case) -> int:
-  """Returns the vector registers that an instance's carry fills."""
-  return sum(
-      2 * tuning.padded_bytes((min(shape), max(shape)), 4) // 4096
-      for shape in case.net.layer_shapes(case.head_dim)
-  )
 
 
 # ------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
 from pallas_kernels import lockstep
+from pallas_kernels import program as program_lib
 
 Array = jax.Array
 Leaves = Sequence[Array]
@@ -79,6 +80,14 @@ class Plan:
   @property
   def grid(self) -> tuple[int, ...]:
     return (*(a // t for a, t in zip(self.axes, self.tile)), self.groups)
+
+  def inner_loops(self, direction: str) -> list[int]:
+    """Returns the trips of each loop inside the grid's, for a whole group."""
+    if direction == "forward":  # Two steps a trip.
+      trips = [(self.group + 1) // 2]
+    else:
+      trips = [self.group - 1, self.group]
+    return [n for n in trips if n > 1]
 
   @property
   def instances(self) -> list[tuple[int, ...]]:
@@ -168,7 +177,7 @@ class _Cut:
 
   def spec(self, array) -> pl.BlockSpec:
     if self.along in ("kept", "apart"):
-      return pl.BlockSpec(memory_space=pl.ANY)
+      return pl.BlockSpec(memory_space=pltpu.HBM)
     plan, shape = self.plan, array.shape
     shared = [s == 1 for s in shape[: plan.rank]]
     tile = (1 if one else t for one, t in zip(shared, plan.tile))
@@ -227,6 +236,14 @@ def _own(plan: Plan) -> list[Any]:
 def avals_of(leaves: Leaves, lead: int) -> list[jax.ShapeDtypeStruct]:
   """Returns the leaves of one instance (and step), without leading axes."""
   return [jax.ShapeDtypeStruct(x.shape[lead:], x.dtype) for x in leaves]
+
+
+def _div(n, by: int):
+  return jax.lax.div(jnp.int32(n), jnp.int32(by))
+
+
+def _rem(n, by: int):
+  return jax.lax.rem(jnp.int32(n), jnp.int32(by))
 
 
 def _steps_of(plan: Plan, group):
@@ -326,7 +343,9 @@ def forward(
       avals_of(xs, plan.rank + 1),
       avals_of(consts, plan.rank),
   )
-  program = lockstep.Program(step, carry_avals, x_avals, const_avals)
+  program = program_lib.Program(
+      step, carry_avals, x_avals, const_avals, side_by_side=True
+  )
   y_avals = program.avals[len(carry_avals) :]
 
   def kernel(xs, consts, init, ys, last, kept, carry, semaphores):
@@ -337,12 +356,12 @@ def forward(
     def keep_carry(t, place):
       return _Copies(
           _at(carry, place),
-          _at(kept, *own, jax.lax.div(t, plan.keep_every)),
+          _at(kept, *own, _div(t, plan.keep_every)),
           semaphores.at[place],
       )
 
     def is_kept(t):
-      return (t >= 0) & (jax.lax.rem(t, plan.keep_every) == 0)
+      return (t >= 0) & (_rem(t, plan.keep_every) == 0)
 
     @pl.when(group == 0)
     def _():
@@ -355,7 +374,9 @@ def forward(
       if keep:
         pl.when(is_kept(t))(lambda: keep_carry(t, before).start())
         pl.when(is_kept(t - 1))(lambda: keep_carry(t - 1, after).wait())
-      results = program(
+      results = lockstep.run(
+          program,
+          lockstep.in_turn,
           [
               (
                   _load(carry, carry_avals, (before, *i)),
@@ -363,7 +384,7 @@ def forward(
                   _load(consts, const_avals, i),
               )
               for i in plan.instances
-          ]
+          ],
       )
       for i, (new, y) in zip(plan.instances, results):
         _store(carry, new, (after, *i))
@@ -374,16 +395,14 @@ def forward(
       if plan.group > 1:
         pl.when(2 * pair + 1 < count)(lambda: run(2 * pair + 1, 1, 0))
 
-    _for_each(jax.lax.div(count + 1, 2), (plan.group + 1) // 2, run_pair)
+    _for_each(_div(count + 1, 2), (plan.group + 1) // 2, run_pair)
 
     @pl.when(group == plan.groups - 1)
     def _():
       if keep and (plan.steps - 1) % plan.keep_every == 0:
         keep_carry(plan.steps - 1, (plan.steps - 1) % 2).wait()
       place = plan.steps % 2
-      _Copies(
-          _at(carry, place), _at(last, *own), semaphores.at[place]
-      ).run()
+      _Copies(_at(carry, place), _at(last, *own), semaphores.at[place]).run()
 
   steps, apart = _Cut(plan, "steps"), _Cut(plan, "apart")
   ys, last, kept = _call(
@@ -459,8 +478,8 @@ def backward(
   float_avals = floats(carry_avals)
   avals = carry_avals, x_avals, const_avals
   # What of a step makes the next carry, and all of it there and back.
-  advance = lockstep.Program(lambda *given: step(*given)[0], *avals)
-  program = lockstep.Program(transposed(step), *avals, float_avals, y_avals)
+  advance = program_lib.Program(lambda *given: step(*given)[0], *avals)
+  program = program_lib.Program(transposed(step), *avals, float_avals, y_avals)
 
   def kernel(
       xs,
@@ -482,10 +501,10 @@ def backward(
     # A group's first carry is in the first place or the second, so that one is
     # fetched while the other is in use; those of its other steps are behind.
     def place(n):
-      return jnp.where(n == 0, jax.lax.rem(group, 2), n + 1)
+      return jnp.where(n == 0, _rem(group, 2), n + 1)
 
     def fetch(group):
-      where = jax.lax.rem(group, 2)
+      where = _rem(group, 2)
       return _Copies(
           _at(kept, *own, group),
           _at(carries, where),
@@ -510,13 +529,17 @@ def backward(
       )
 
     def run(n):
-      results = advance([load(i, n) for i in plan.instances])
+      results = lockstep.run(
+          advance, lockstep.in_turn, [load(i, n) for i in plan.instances]
+      )
       for i, carry in zip(plan.instances, results):
         _store(carries, carry, (place(n + 1), *i))
 
     def run_back(n):
       n = count - 1 - n
-      results = program(
+      results = lockstep.run(
+          program,
+          lockstep.scheduled,
           [
               (
                   *load(i, n),
@@ -524,7 +547,7 @@ def backward(
                   _load(d_ys, y_avals, (*i, n)),
               )
               for i in plan.instances
-          ]
+          ],
       )
       for i, (d_before, d_x, d_const) in zip(plan.instances, results):
         _store(d_carry, d_before, i)

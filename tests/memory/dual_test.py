@@ -8,32 +8,70 @@ import jax.numpy as jnp
 import numpy as np
 
 from titans_jax.memory import dual
-from titans_jax.memory import products
 from titans_jax.memory import rule
 
 
 def gates(size, layers=2, momentum=True, mask=False, seed=0):
-  """Draws gates [L, b], some at the ends of their range."""
+  """Draws alpha, theta, eta [b, L] and mu [b], some at the ends of their range."""
   rng = np.random.default_rng(seed)
-  alpha = rng.choice([0.0, 1.0, 0.1, 0.6], size=(layers, size))
-  theta = rng.uniform(size=(layers, size))
-  eta = rng.choice([0.0, 1.0, 0.5], size=(layers, size)) if momentum else None
+  alpha = rng.choice([0.0, 1.0, 0.1, 0.6], size=(size, layers))
+  theta = rng.uniform(size=(size, layers))
+  eta = rng.choice([0.0, 1.0, 0.5], size=(size, layers)) if momentum else None
   written = rng.uniform(size=size) < 0.7 if mask else np.ones(size, bool)
   return alpha, theta, eta, written
 
 
-def spread(alpha, theta, eta, written, mask):
-  """Returns them as `dual.coefficients` takes them."""
-  keep = np.where(written, 1 - alpha, 1)
-  mu = np.broadcast_to(written.astype(float), keep.shape)
-  return dual.SpreadGates(
-      dual.spread(jnp.array(keep)),
-      None
-      if eta is None
-      else dual.spread(jnp.array(np.where(written, eta, 1))),
-      dual.spread(jnp.array(mu)) if mask else None,
-      jnp.array(np.where(written, theta, 0)),
+def by_blocks(alpha, theta, eta, written, mask, widths):
+  """Returns every layer's coefficients from `dual`, in the tokens' order."""
+  on = written[:, None]
+
+  def rows(x):
+    return dual.arrange(jnp.asarray(x)).T
+
+  given = dual.Gates(
+      rows(jnp.where(on, 1 - alpha, 1)),
+      None if eta is None else rows(jnp.where(on, eta, 1)),
+      rows(on.astype(float)) if mask else None,
+      rows(jnp.where(on, theta, 0)).reshape(1, -1),
   )
+
+  def in_order(c):
+    def restore(x):
+      if x is None or x.shape == (1, 1):
+        return x
+      x = dual.restore(x) if x.shape[0] > 1 else x
+      return dual.restore(x.T).T if x.shape[1] == written.size else x
+
+    return dual.Coefficients(*map(restore, c))
+
+  return [in_order(c) for c in dual.coefficients(given, widths)]
+
+
+def by_recurrence(alpha, theta, eta, written):
+  """Returns the same from `rule`."""
+  result = []
+  for layer in range(alpha.shape[1]):
+    c, last = rule.coefficients(
+        rule.ChunkGates(
+            alpha[:, layer : layer + 1],
+            theta[:, layer],
+            None if eta is None else eta[:, layer],
+        ),
+        jnp.asarray(written),
+    )
+    result.append(
+        dual.Coefficients(
+            c.weights,
+            c.momentum,
+            c.gradients[..., 0],
+            c.weights[-1:],
+            None if last is None else c.momentum[-1:],
+            c.gradients[-1:, :, 0],
+            None if last is None else last.momentum.reshape(1, 1),
+            None if last is None else last.gradients[None],
+        )
+    )
+  return result
 
 
 class CoefficientsTest(parameterized.TestCase):
@@ -45,61 +83,58 @@ class CoefficientsTest(parameterized.TestCase):
   )
   def test_are_those_of_the_recurrence(self, size, momentum, mask):
     drawn = gates(size, momentum=momentum, mask=mask, seed=size)
-    # One width that comes out of the joining product, one that does not.
-    widths = (3, 130)
-    actual = jax.jit(dual.coefficients, static_argnums=1)(
-        spread(*drawn, mask), widths
-    )
-    alpha, theta, eta, written = drawn
-    for layer, (c, width) in enumerate(zip(actual, widths)):
-      expected, last = rule.coefficients(
-          rule.ChunkGates(
-              jnp.array(alpha[layer])[:, None],
-              jnp.array(theta[layer]),
-              None if eta is None else jnp.array(eta[layer]),
+    # A width that beta and f are repeated to, and one that they are not.
+    actual = jax.jit(lambda: by_blocks(*drawn, mask, (3, 130)))()
+    for a, e in zip(actual, by_recurrence(*drawn)):
+      jax.tree.map(
+          lambda a, e: np.testing.assert_allclose(
+              a, np.broadcast_to(e, a.shape), atol=1e-12
           ),
-          jnp.array(written),
+          a,
+          e,
       )
 
-      def same(actual, expected):
-        np.testing.assert_allclose(
-            actual, np.broadcast_to(expected, actual.shape), atol=1e-12
+  @parameterized.parameters((8, True), (8, False), (12, True))
+  def test_derivatives_are_exact_at_the_ends_of_the_range(self, size, momentum):
+    alpha, theta, eta, written = gates(size, momentum=momentum, mask=True)
+
+    def gradients(coefficients):
+      def objective(given):
+        rng = np.random.default_rng(0)
+        return sum(
+            jnp.sum(x * rng.normal(size=x.shape))
+            for x in jax.tree.leaves(coefficients(*given, written))
         )
 
-      same(c.start[:, :width], expected.weights)
-      same(c.gradients, expected.gradients[..., 0])
-      same(c.last_start[0], expected.weights[-1:])
-      same(c.last_gradients, expected.gradients[-1:, :, 0])
+      given = (alpha, theta) if eta is None else (alpha, theta, eta)
+      return jax.jit(jax.grad(objective))(given)
+
+    def with_eta(fn):
       if momentum:
-        same(c.start[:, width:], expected.momentum)
-        same(c.last_start[1], expected.momentum[-1:])
-        same(c.momentum, last.momentum)
-        same(c.momentum_gradients, last.gradients[None])
+        return fn
+      return lambda alpha, theta, written: fn(alpha, theta, None, written)
 
-  def test_bfloat16_products_leave_them_exact(self):
-    drawn = gates(64)
-    given = jax.tree.map(lambda x: x.astype(jnp.float32), spread(*drawn, False))
-    exact = dual.coefficients(given, (8, 8))
-    fast = dual.coefficients(given, (8, 8), jnp.bfloat16)
-    jax.tree.map(
-        lambda a, e: np.testing.assert_allclose(a, e, atol=2e-7), fast, exact
+    # One column each, so that both have the same leaves.
+    actual = gradients(
+        with_eta(lambda *given: by_blocks(*given, True, (130, 130)))
     )
+    expected = gradients(with_eta(by_recurrence))
+    for a, e in zip(actual, expected):
+      np.testing.assert_allclose(a, e, atol=1e-10)
 
 
-class ExactProductTest(parameterized.TestCase):
+class ArrangeTest(parameterized.TestCase):
 
-  def test_is_float32_made_of_bfloat16(self):
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 16, 40)).astype(np.float32)
-    expected = a.T.astype(float) @ b
-    size = np.abs(a).T @ np.abs(b)
+  @parameterized.parameters(1, 5, 8, 12, 64)
+  def test_restore_undoes_it(self, size):
+    x = jnp.arange(2 * size).reshape(size, 2)
+    np.testing.assert_array_equal(dual.restore(dual.arrange(x)), x)
 
-    def error(actual):
-      return (np.abs(actual - expected) / size).max()
-
-    self.assertLess(error(products.exact_tn(a, b, jnp.bfloat16)), 1e-6)
-    rounded = products.matmul_tn(a, b, jnp.dtype(jnp.bfloat16))
-    self.assertGreater(error(rounded), 1e-4)
+  def test_puts_tokens_of_all_blocks_side_by_side(self):
+    np.testing.assert_array_equal(
+        dual.arrange(jnp.arange(24)),
+        jnp.arange(24).reshape(8, 3).T.reshape(-1),
+    )
 
 
 if __name__ == "__main__":

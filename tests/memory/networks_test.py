@@ -41,6 +41,36 @@ class MLPTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(actual, x + gain * y, atol=1e-12)
 
+  @parameterized.parameters("gelu", "silu", "relu")
+  def test_derivatives_of_both_loops(self, activation):
+    # A gradient, and a gradient of that: some are written out by hand.
+    net = memory.MLP(activation=activation, expansion=2)
+    keys = jax.random.split(jax.random.key(0), 5)
+    w_1, w_2, x, v, h = (
+        jax.random.normal(key, shape, jnp.float64)
+        for key, shape in zip(keys, [(4, 8), (8, 4), (5, 4), (5, 4), (5, 8)])
+    )
+
+    def plain(x, w_1):
+      act = {"gelu": jax.nn.gelu, "silu": jax.nn.silu, "relu": jax.nn.relu}
+      y = act[activation](x @ w_1) @ w_2
+      y = y - y.mean(-1, keepdims=True)
+      return x + y / jnp.sqrt((y * y).mean(-1, keepdims=True) + 1e-6)
+
+    def ours(x, w_1):
+      return net.apply(lambda i, x: x @ (w_1, w_2)[i], x, {})
+
+    def both_loops(fn):
+      def inner(w_1):
+        return jax.grad(lambda w: jnp.sum((fn(x, w) - v) ** 2))(w_1)
+
+      return jax.value_and_grad(lambda w: jnp.sum(jnp.sin(x @ inner(w)) * h))(
+          w_1
+      )
+
+    for actual, expected in zip(both_loops(ours), both_loops(plain)):
+      np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
+
   def test_pre_activations_start_at_unit_variance(self):
     net = memory.MLP()
     weights = net.init(jax.random.key(0), num_heads=1, head_dim=64)

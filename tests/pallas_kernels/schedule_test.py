@@ -17,8 +17,8 @@ from pallas_kernels import tuning
 from tests.experiments import processes
 from titans_jax import memory
 
-# A grid loop (0x1 to 0x9) around a block of two stores that a branch skips
-# (0x3, 0x4) and a loop (0x5 to 0x7); an empty bundle behind a branch is bare.
+# A grid loop (0x1 to 0x9) around a block that a branch skips (0x3, 0x4) and a
+# loop (0x5 to 0x7); an empty bundle behind a branch is bare.
 _BUNDLES = """\
 = control target key start
 LB: loop body
@@ -116,8 +116,7 @@ class DumpsTest(parameterized.TestCase):
 
   def test_loops_run_as_often_as_told(self):
     dump = _dumps.parse(_BUNDLES, _UTILIZATION)
-    self.assertEqual((dump.loops(1), dump.loops(2)), (1, 1))
-    counts = dump.executed((1, 10, 30))
+    counts = dump.executed(10, [30])
     # Two outside, six of the grid's loop, three of the inner one.
     self.assertEqual(counts.bundles, 2 + 6 * 10 + 3 * 30)
     self.assertEqual(
@@ -125,23 +124,20 @@ class DumpsTest(parameterized.TestCase):
         {"MXU": 10 + 6 * 30, "VSTORE": 3 * 10 + 30, "VSTORE:SPILL": 30},
     )
 
-  def test_a_carrys_copy_counts_once_a_program(self):
-    dump = _dumps.parse(_BUNDLES, _UTILIZATION)
-    self.assertEqual(dump.blocks(stores=3), {3, 4})
-    counts = dump.executed((1, 10, 30), programs=2, stores=3)
-    self.assertEqual(counts.bundles, 2 + 4 * 10 + 2 * 2 + 3 * 30)
-    # Too few stores to be the carry.
-    self.assertEmpty(dump.blocks(stores=4))
+  def test_loops_that_copy_are_left_out(self):
+    copies = _UTILIZATION.replace("4 0 0", "0 0 0").replace("2 1 1", "0 1 1")
+    dump = _dumps.parse(_BUNDLES, copies)
+    self.assertEqual(dump.executed(10, []).bundles, 2 + 6 * 10)
 
-  def test_a_block_with_products_counts_every_time(self):
-    # What asks for the next arrays encloses the step.
-    busy = _UTILIZATION.replace("0 2 0", "1 2 0")
-    self.assertEmpty(_dumps.parse(_BUNDLES, busy).blocks(stores=3))
-
-  def test_deeper_loop_is_an_error(self):
+  def test_other_loops_than_expected_are_an_error(self):
     dump = _dumps.parse(_BUNDLES, _UTILIZATION)
-    with self.assertRaisesRegex(_dumps.DumpError, "loops 2 deep, expected 1"):
-      dump.executed((1, 10))
+    with self.assertRaisesRegex(_dumps.DumpError, "1 inner loops, expected 2"):
+      dump.executed(10, [30, 20])
+    deeper = _dumps.parse(
+        _BUNDLES.replace("0x6   : >>", "0x6   : >>>"), _UTILIZATION
+    )
+    with self.assertRaisesRegex(_dumps.DumpError, "loops 3 deep"):
+      deeper.executed(10, [30])
 
   def test_bundles_without_their_uses_are_an_error(self):
     lines = _UTILIZATION.splitlines()[:-1]

@@ -22,6 +22,7 @@ from typing import Any, Callable, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from titans_jax.memory import dense as dense_lib
 from titans_jax.memory import dual
 from titans_jax.memory import networks
 from titans_jax.memory import products
@@ -31,9 +32,6 @@ Array = jax.Array
 Weights = tuple[Array, ...]
 
 IMPLEMENTATIONS = ("auto", "xla", "pallas", "reference")
-
-# Columns of a TPU's matrix unit and registers.
-_LANES = 128
 
 
 class Carry(NamedTuple):
@@ -91,7 +89,7 @@ class Prepared(NamedTuple):
   queries: Array
   keys: Array
   values: Array
-  gates: dual.SpreadGates | list[dual.Coefficients]
+  gates: dual.Gates | list[dual.Coefficients]
   closes: Array | None
   resets: Array | None
 
@@ -192,9 +190,9 @@ def linearize(
       inputs[layer] = x
       return _attach(product(layer, x), probes[layer])
 
-    error = options.net.apply(dense, keys, params) - values
-    loss = jnp.sum(error * error, axis=-1, keepdims=True)
-    return jnp.sum(loss), (tuple(inputs), loss)
+    loss = jnp.square(options.net.apply(dense, keys, params) - values)
+    per_token = jnp.sum(jax.lax.stop_gradient(loss), axis=-1, keepdims=True)
+    return jnp.sum(loss), (tuple(inputs), per_token)
 
   dtype = products.at_least_float32(keys.dtype)
   probes = tuple(jnp.zeros((keys.shape[0], n), dtype) for _, n in shapes)
@@ -313,27 +311,39 @@ def _unless_closed(coefficients, last, closes):
 
 
 def prepare(options: Rule, chunk: Chunk) -> Prepared:
-  """Lays out a chunk whose gates are scalars for `step`."""
+  """Lays out a chunk whose gates are scalars for `step` in a kernel."""
   if options.gates_per_chunk:
     chunk = hold_first(chunk)
-  keep = 1 - jnp.concatenate(chunk.forget, axis=1).T
-  rate, eta, written = chunk.learning_rate.T, chunk.momentum, None
-  if eta is not None:
-    eta = eta.T
+  keep = 1 - jnp.concatenate(chunk.forget, axis=1)
+  rate, eta, written = chunk.learning_rate, chunk.momentum, None
   if chunk.written is not None:
     # A token that is not written has alpha 0, theta 0, eta 1, mu 0.
-    keep = jnp.where(chunk.written, keep, 1)
-    rate = jnp.where(chunk.written, rate, 0)
+    written = chunk.written[:, None]
+    keep = jnp.where(written, keep, 1)
+    rate = jnp.where(written, rate, 0)
     if eta is not None:
-      eta = jnp.where(chunk.written, eta, 1)
-    written = jnp.broadcast_to(chunk.written.astype(keep.dtype), keep.shape)
+      eta = jnp.where(written, eta, 1)
+    written = written.astype(keep.dtype)
 
-  def spread(x):
-    return None if x is None else dual.spread(x)
+  def rows(x):
+    return None if x is None else dual.arrange(x).T
 
-  return _prepared(
-      chunk, dual.SpreadGates(spread(keep), spread(eta), spread(written), rate)
+  gates = dual.Gates(
+      rows(keep), rows(eta), rows(written), rows(rate).reshape(1, -1)
   )
+  return _prepared(
+      chunk._replace(
+          queries=dual.arrange(chunk.queries),
+          keys=dual.arrange(chunk.keys),
+          values=dual.arrange(chunk.values),
+      ),
+      gates,
+  )
+
+
+def restore(outputs: Array, loss: Array) -> tuple[Array, Array]:
+  """Puts results of `step` for a chunk from `prepare` in the tokens' order."""
+  return dual.restore(outputs), dual.restore(loss.T).T
 
 
 def _prepared(chunk: Chunk, gates) -> Prepared:
@@ -379,23 +389,21 @@ def solve(options: Rule, chunk: Chunk) -> Prepared:
 def _two_dimensional(c: rule.Coefficients, last) -> dual.Coefficients:
   gradients = c.gradients[..., 0]
   beta, f = c.weights, c.momentum
-  if f is None:
-    return dual.Coefficients(
-        beta, gradients, (beta[-1:], None), gradients[-1:], None, None
-    )
   return dual.Coefficients(
-      start=jnp.concatenate([beta, f], axis=1),
+      weights=beta,
+      momentum=f,
       gradients=gradients,
-      last_start=(beta[-1:], f[-1:]),
+      last_weights=beta[-1:],
+      last_momentum=None if f is None else f[-1:],
       last_gradients=gradients[-1:],
-      momentum=last.momentum.reshape(1, 1),
-      momentum_gradients=last.gradients[None],
+      momentum_kept=None if last is None else last.momentum.reshape(1, 1),
+      momentum_gradients=None if last is None else last.gradients[None],
   )
 
 
-def over_chunks(fn: Callable[[Any], Any], chunks):
+def over_chunks(fn: Callable[..., Any]) -> Callable[..., Any]:
   """Maps fn over leading axes [B, H, N]."""
-  return jax.vmap(jax.vmap(jax.vmap(fn)))(chunks)
+  return jax.vmap(jax.vmap(jax.vmap(fn)))
 
 
 def turn(carry: Carry) -> Carry:
@@ -443,7 +451,8 @@ def step(
 
   Returns:
     The carry at the chunk's end; outputs [b, D]; and the inner loss of every
-    token at the chunk's start [1, b], its surprise.
+    token at the chunk's start [1, b], its surprise; for tokens as they are laid
+    out.
   """
   dtype, params = options.dtype, constants.params
   shapes = options.net.layer_shapes(chunk.keys.shape[1])
@@ -453,21 +462,18 @@ def step(
         constants.initial,
         carry,
     )
-  layers = [
-      _Layer(_is_turned(shape), dtype, *parts)
-      for shape, *parts in zip(
-          shapes, carry.weights, carry.momentum or [None] * len(shapes)
-      )
-  ]
+  weights = carry.weights
+  momentum = carry.momentum or [None] * len(shapes)
+  forms = [dense_lib.Form(_is_turned(shape), dtype) for shape in shapes]
   inputs, deltas, loss = linearize(
       options,
       params,
-      lambda layer, x: layers[layer].product(x),
+      lambda layer, x: forms[layer].times(x, weights[layer]),
       chunk.keys,
       chunk.values,
   )
   coefficients = chunk.gates
-  if isinstance(coefficients, dual.SpreadGates):
+  if isinstance(coefficients, dual.Gates):
     coefficients = dual.coefficients(
         coefficients, list(map(min, shapes)), dtype
     )
@@ -475,18 +481,19 @@ def step(
 
   def dense(layer, x):
     """Reads a layer in its dual form, then updates it."""
-    c, a, delta = coefficients[layer], inputs[layer], deltas[layer]
-    scores = c.gradients * products.matmul_nt(x, a, dtype)
-    y = layers[layer].start(c.start, x)
-    y -= products.matmul(scores, delta, dtype)
+    form, *parts = (
+        each[layer]
+        for each in (forms, weights, momentum, coefficients, inputs, deltas)
+    )
+    y = dense_lib.read(form, *parts, x)
     # Here, and not at the end, so that a kernel's matrix units have work
     # while the rest of the network is read.
-    after[layer] = layers[layer].update(c, a, delta, chunk.closes)
+    after[layer] = dense_lib.update(form, *parts, chunk.closes)
     return y
 
   outputs = options.net.apply(dense, chunk.queries, params)
-  weights, *momentum = zip(*after)
-  carry = Carry(weights, momentum[0] if momentum else None)
+  new_weights, *new_momentum = zip(*after)
+  carry = Carry(new_weights, new_momentum[0] if new_momentum else None)
   return carry, (outputs, loss.T)
 
 
@@ -498,68 +505,6 @@ class Step:
 
   def __call__(self, carry, chunk, constants):
     return step(self.options, carry, chunk, constants)
-
-
-class _Layer(NamedTuple):
-  """A layer's W and S (or None) in the turned form [n, m], n <= m."""
-
-  turned: bool
-  dtype: Any
-  weights: Array
-  momentum: Array | None
-
-  def product(self, x: Array) -> Array:
-    """Returns x W."""
-    return self._times(x, self.weights)
-
-  def _times(self, x, matrix):
-    product = products.matmul_nt if self.turned else products.matmul
-    return product(x, matrix, self.dtype)
-
-  def start(self, share: Array, x: Array) -> Array:
-    """Returns beta (x W) + f (x S), given beta and f, [b, 2 n] or [b, 2].
-
-    The factors act on the shorter side, x or the product.
-    """
-    w, s, n = self.weights, self.momentum, self.weights.shape[0]
-    if s is None:
-      return share * self.product(x) if self.turned else self.product(share * x)
-    if share.shape[1] != 2 * n:
-      share = jnp.repeat(share, n, axis=1)
-    # Two small matrices fill a matrix unit together.
-    together = self.dtype == jnp.bfloat16 and n < _LANES
-    beta, f = share[:, :n], share[:, n:]
-    if self.turned:
-      if not together:
-        return beta * self._times(x, w) + f * self._times(x, s)
-      y = share * products.stacked("abT", x, (w, s), self.dtype)
-      return y[:, :n] + y[:, n:]
-    if not together:
-      return self._times(beta * x, w) + self._times(f * x, s)
-    x = share * jnp.concatenate([x, x], axis=1)
-    return products.stacked("ab", x, (w, s), self.dtype)
-
-  def update(self, c: dual.Coefficients, a, delta, closes):
-    """Returns the layer's (W, S), or (W,), at the chunk's end."""
-
-    def if_closed(x, otherwise):
-      return x if closes is None else jnp.where(closes, x, otherwise)
-
-    short, long = (delta, a) if self.turned else (a, delta)
-    short = short.T
-    scaled = short * if_closed(c.last_gradients, 0)
-    beta, f = c.last_start
-    w = if_closed(beta, 1) * self.weights
-    if self.momentum is None:
-      return (w - products.matmul(scaled, long, self.dtype),)
-    w += if_closed(f, 0) * self.momentum
-    s = if_closed(c.momentum, 1) * self.momentum
-    scaled = jnp.concatenate(
-        [scaled, short * if_closed(c.momentum_gradients, 0)]
-    )
-    change = products.matmul(scaled, long, self.dtype)
-    n = w.shape[0]
-    return w - change[:n], s - change[n:]
 
 
 def step_per_channel(

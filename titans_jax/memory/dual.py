@@ -1,31 +1,32 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""From scalar gates to the dual form's matrices for a whole chunk.
+"""From scalar gates to the dual form's coefficients, inside a kernel.
 
 The coefficients are those of `rule`, for gates that are scalars per token:
 
     G = (I - diag(1 - alpha) Z)^-1 diag(mu) P diag(theta)
     P = (I - diag(eta) Z)^-1,    P[t,j] = eta_{j+1} .. eta_t
 
-and likewise beta, f and m. A chunk is cut into blocks of w tokens. Inside
-blocks the recurrences are solved by doubling. Between blocks the matrices have
-low rank: a token of block r reaches back across the block's start only through
-what the recurrences hold there, two numbers per earlier token j,
+and likewise beta, f and m: everywhere recurrences over the tokens t, one for
+every column j. A chunk is cut into c blocks of w tokens, and its tokens are laid
+out (`arrange`) so that row i c + r is token i of block r. So one register holds
+tokens i of all blocks as rows, and the recurrences inside all blocks run at
+once, from register to register, without moving anything. What enters block r is
+what the recurrences hold at the end of block r - 1, one short recurrence over
+rows; with it, a token's row is
 
-    G[t,j] = lead_w[t] P[s,j] + lead_k[t] G[s,j]    s the last token before it,
+    G[t,:] = inside[t,:] + lead_k[t] G[s,:] + lead_w[t] P[s,:],    s before r.
 
-one product of 2 b/w rows. So a chunk costs O(b w) elementwise operations and a
-thin matrix product instead of O(b^2 log b) operations, with no logarithm or
-division: exact also for alpha = 1 and eta = 0.
-
-Everything is two-dimensional, with tokens along lanes where they come from the
-gates, and moves along rows alone: what a TPU does cheaply.
+There is no logarithm and no division: exact also for alpha = 1 and eta = 0.
+Columns are those of all layers next to each other, layer l and token j at l b +
+j, so that registers are full.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import NamedTuple, Sequence
+from typing import Any, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -35,17 +36,18 @@ from titans_jax.memory import rule
 
 Array = jax.Array
 
-_LANES = 128
+# Rows of a TPU's register.
+_ROWS = 8
 
 
-class SpreadGates(NamedTuple):
-  """Gates of a chunk, block by block down the rows (see `spread`).
+class Gates(NamedTuple):
+  """Gates of a chunk, tokens as arranged.
 
   Attributes:
-    keep: 1 - alpha [w, L b].
-    momentum: eta [w, L b], or None.
-    written: mu as a number [w, L b], or None: every token is written.
-    learning_rate: theta [L, b].
+    keep: 1 - alpha [L, b].
+    momentum: eta [L, b], or None.
+    written: mu as a number [1, b], or None: every token is written.
+    learning_rate: theta, layer by layer: [1, L b].
   """
 
   keep: Array
@@ -55,177 +57,216 @@ class SpreadGates(NamedTuple):
 
 
 class Coefficients(NamedTuple):
-  """The dual form's coefficients of one layer for a chunk.
+  """The dual form's coefficients of one layer for a chunk of scalar gates.
 
   Attributes:
-    start: beta, beside it f if there is momentum, for the tokens t: [b, n] or
-      [b, 2 n], each repeated n times.
+    weights: beta of every token, [b, 1], or repeated n times.
+    momentum: f of every token, likewise; None without momentum.
     gradients: G [b, b].
-    last_start: the last token's (beta, f), [1, 1] each; f None without
-      momentum.
+    last_weights: beta of the last token [1, 1].
+    last_momentum: f of the last token [1, 1], or None.
     last_gradients: the last row of G [1, b].
-    momentum: m of the last token [1, 1], or None.
+    momentum_kept: m of the last token [1, 1], or None.
     momentum_gradients: the last row of N [1, b], or None.
   """
 
-  start: Array
-  gradients: Array
-  last_start: tuple[Array, Array | None]
-  last_gradients: Array
+  weights: Array
   momentum: Array | None
+  gradients: Array
+  last_weights: Array
+  last_momentum: Array | None
+  last_gradients: Array
+  momentum_kept: Array | None
   momentum_gradients: Array | None
 
 
-def block_size(chunk_size: int) -> int:
-  """Returns w, a divisor of the chunk size."""
-  return math.gcd(chunk_size, 16 if chunk_size <= 16 or chunk_size > 64 else 8)
+def _blocks(chunk_size: int) -> int:
+  return math.gcd(chunk_size, _ROWS)
 
 
-def spread(gate: Array) -> Array:
-  """Returns a gate [L, b] as [w, L b]: at row i of block r, token r w + i."""
-  width = block_size(gate.shape[1])
-  blocks = gate.reshape(-1, width).T
-  return jnp.repeat(blocks, width, axis=1)
+def arrange(x: Array) -> Array:
+  """Lays out tokens [b, ...]: token i of block r to row i c + r."""
+  blocks = x.reshape(_blocks(x.shape[0]), -1, *x.shape[1:])
+  return jnp.swapaxes(blocks, 0, 1).reshape(x.shape)
+
+
+def restore(x: Array) -> Array:
+  """Undoes `arrange`."""
+  blocks = x.reshape(-1, _blocks(x.shape[0]), *x.shape[1:])
+  return jnp.swapaxes(blocks, 0, 1).reshape(x.shape)
 
 
 def coefficients(
-    gates: SpreadGates, widths: Sequence[int], dtype=None
+    gates: Gates, widths: Sequence[int], dtype: Any = None
 ) -> list[Coefficients]:
-  """Returns every layer's coefficients.
+  """Returns every layer's coefficients, rows and columns as arranged.
 
   Args:
     gates: of a chunk.
-    widths: n of each layer's `Coefficients.start`.
-    dtype: of the products' operands; the result is float32 all the same.
+    widths: n of each layer, which beta and f are repeated to if that is free.
+    dtype: of the operands of products, of which there are some in the
+      derivative only.
   """
-  size = gates.learning_rate.shape[1]
-  keep, eta, written = gates.keep, gates.momentum, gates.written
-  inside, lead_k = _block_products(keep)
-  lead_w, lead_e, decays = None, None, None
-  if eta is not None:
-    decays, lead_e = _block_products(eta)
-    lead_w = _block_solve(keep, _times(written, lead_e))
-    inside = _block_solve(keep, _times(written, decays))
-  elif written is not None:
-    inside = _block_solve(keep, jnp.where(_own(keep), written, 0))
-  result = []
-  for layer, width in enumerate(widths):
+  layers, size = gates.keep.shape
+  count = _blocks(size)
 
-    def of_layer(x, layer=layer):
-      return None if x is None else x[:, layer * size : (layer + 1) * size]
+  def by_token(x):  # [b, L b] -> of tokens i: [c, L b]
+    if x is None:
+      return [None] * (size // count)
+    return jnp.split(x, size // count)
 
-    blocks = _Blocks(*map(of_layer, (inside, lead_k, decays, lead_e, lead_w)))
-    rate = gates.learning_rate[layer : layer + 1]
-    result.append(_layer(blocks, rate, width, dtype))
+  given = _over_lanes(layers, dtype, gates[:3])
+  lane = jax.lax.rem(_iota((count, layers * size), 1), jnp.int32(size))
+  place = lane - _iota(lane.shape, 0)
+  p = g = None
+  lead = _Lead(None, None, None)
+  inside = []
+  for i, (keep, eta, mu) in enumerate(zip(*map(by_token, given))):
+    own = place == i * count
+    entered = enters = None
+    if eta is None:
+      g = jnp.where(own, 1.0 if mu is None else mu, _times(keep, g, 0.0))
+    else:
+      p = jnp.where(own, 1.0, _times(eta, p, 0.0))
+      g = _plus(_times(mu, p, p), _times(keep, g))
+      enters = _times(eta, lead.momentum, eta)
+      entered = _plus(_times(mu, enters, enters), _times(keep, lead.entered))
+    lead = _Lead(_times(keep, lead.weights, keep), enters, entered)
+    inside.append((g, lead))
+  return _joined(gates, widths, inside, p)
+
+
+class _Lead(NamedTuple):
+  """How far a value that enters a block reaches a token of it, [c, L b].
+
+  Attributes:
+    weights: the product of 1 - alpha from the block's start to the token; None
+      before the first.
+    momentum: the product of eta; None without momentum.
+    entered: W's share of an S that entered the block, or None.
+  """
+
+  weights: Array | None
+  momentum: Array | None
+  entered: Array | None
+
+
+def _joined(gates: Gates, widths, inside, p) -> list[Coefficients]:
+  """Joins the blocks: their own shares and leads of every token i."""
+  layers, size = gates.keep.shape
+  rate = gates.learning_rate
+  g, end = inside[-1]
+  betas = _products(end.weights)
+  enters_beta, momentum = _before(betas, 1), end.momentum is not None
+  if momentum:
+    p = rule.solve(end.momentum, p)
+    m = _products(end.momentum)
+    enters_p, enters_m = _before(p), _before(m, 1)
+    g = g + end.entered * enters_p
+    enters_f = _before(rule.solve(end.weights, end.entered * enters_m))
+  enters_g = _before(rule.solve(end.weights, g))
+  rows_g, rows_beta, rows_f = [], [], []
+  for g, lead in inside:
+    rows_beta.append(lead.weights * enters_beta)
+    g = g + lead.weights * enters_g
+    if momentum:
+      g = g + lead.entered * enters_p
+      rows_f.append(lead.weights * enters_f + lead.entered * enters_m)
+    rows_g.append(g * rate)
+  # The last token is the last row of the last.
+  ends = rows_g[-1], rows_beta[-1], rows_f[-1] if momentum else None
+
+  def by_layer(rows):
+    if not rows:
+      return [None] * layers
+    return jnp.split(jnp.concatenate(rows), layers, axis=1)
+
+  gradients, beta, f = map(by_layer, (rows_g, rows_beta, rows_f))
+
+  def coefficients_of(layer: int, width: int) -> Coefficients:
+    def column(x):
+      if x is None or width == size:
+        return x
+      return x[:, : width if width < size else 1]
+
+    def own(x):
+      if x is None:
+        return None
+      return x[-1:, layer * size : (layer + 1) * size]
+
+    def first(x):
+      return None if x is None else own(x)[:, :1]
+
+    last_g, last_beta, last_f = ends
+    return Coefficients(
+        weights=column(beta[layer]),
+        momentum=column(f[layer]),
+        gradients=gradients[layer],
+        last_weights=first(last_beta),
+        last_momentum=first(last_f),
+        last_gradients=own(last_g),
+        momentum_kept=first(m) if momentum else None,
+        momentum_gradients=own(p[-1:] * rate) if momentum else None,
+    )
+
+  return [coefficients_of(*each) for each in enumerate(widths)]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _over_lanes(layers: int, dtype: Any, gates) -> list[Array | None]:
+  """Returns gates [L, b], or [1, b] for all layers, or None, as [b, L b]: a
+  token's row has its gate in all lanes of a layer."""
+  del dtype
+  columns = jnp.concatenate([x for x in gates if x is not None]).T
+  size = columns.shape[0]
+  lane = _iota((size, layers * size), 1)
+
+  def spread(first, many):
+    x = jnp.broadcast_to(columns[:, first : first + 1], lane.shape)
+    for layer in range(1, many):
+      column = columns[:, first + layer : first + layer + 1]
+      x = jnp.where(lane < layer * size, x, column)
+    return x
+
+  result, first = [], 0
+  for x in gates:
+    many = 0 if x is None else x.shape[0]
+    result.append(spread(first, many) if many else None)
+    first += many
   return result
 
 
-class _Blocks(NamedTuple):
-  """What happens inside the blocks of one layer, [w, b] each.
+def _over_lanes_bwd(layers, dtype, gates, gradients):
+  # Sums over lanes that come out as rows: products with ones.
+  def back(x, g):
+    if x is None:
+      return None
+    many, size = x.shape
+    lane = _iota((many, layers * size), 1)
+    block = jax.lax.div(lane, jnp.int32(size))
+    is_own = (_iota(lane.shape, 0) == block) | (many == 1)
+    return products.matmul_nt(is_own.astype(g.dtype), g, dtype)
 
-  Attributes:
-    inside: G of tokens t, j of one block.
-    lead_k: product of 1 - alpha from the block's start to the token.
-    decays: P of tokens t, j of one block.
-    lead_e: product of eta from the block's start to the token.
-    lead_w: W's share of an S that entered the block.
-  """
-
-  inside: Array
-  lead_k: Array
-  decays: Array | None
-  lead_e: Array | None
-  lead_w: Array | None
+  return (tuple(map(back, gates, gradients)),)
 
 
-def _layer(blocks: _Blocks, rate: Array, width: int, dtype) -> Coefficients:
-  rows, size = blocks.inside.shape
-  count = size // rows
-  own = _iota((count, size), 0) == jax.lax.div(
-      _iota((count, size), 1), jnp.int32(rows)
-  )
-  # Where a lane's worth of copies costs the product nothing they come out of
-  # it, which saves repeating a column over lanes.
-  lanes = width if width < _LANES else 1
-
-  def total(lead):  # [w, b] -> [count, 1], its value at the blocks' ends
-    first = jax.lax.rem(_iota((count, size), 1), jnp.int32(rows)) == 0
-    return jnp.sum(jnp.where(own & first, lead[-1:], 0), 1, keepdims=True)
-
-  def ends(x):  # [w, b] -> [count, b], the last row of each block's own
-    return jnp.where(own, x[-1:], 0)
-
-  def reach(lead):  # [w, b] -> [count, b], the tokens of each block
-    token = jnp.sum(jnp.where(_own(lead), lead, 0), 0, keepdims=True)
-    return jnp.where(own, token, 0)
-
-  # Values at the blocks' ends, [count, ...].
-  keep = total(blocks.lead_k)
-  beta = _products(jnp.broadcast_to(keep, (count, lanes)))
-  leads = [reach(blocks.lead_k)]
-  momentum = last_momentum = None
-  if blocks.lead_e is None:
-    gradients = rule.solve(keep, ends(blocks.inside))
-    values = [[_before(beta, 1), _before(gradients)]]
-  else:
-    decay, enter = total(blocks.lead_e), total(blocks.lead_w)
-    decays = rule.solve(decay, ends(blocks.decays))
-    momentum = _products(jnp.broadcast_to(decay, (count, lanes)))
-    gradients = rule.solve(keep, ends(blocks.inside) + enter * _before(decays))
-    f = rule.solve(keep, enter * _before(momentum, 1))
-    leads.append(reach(blocks.lead_w))
-    values = [
-        [_before(beta, 1), _before(f), _before(gradients)],
-        [jnp.zeros_like(beta), _before(momentum, 1), _before(decays)],
-    ]
-    last_momentum = momentum[-1:, :1]
-    momentum = decays[-1:] * rate
-  if lanes == 1:  # G first: a whole tile.
-    values = [row[-1:] + row[:-1] for row in values]
-  values = [jnp.concatenate(row, axis=1) for row in values]
-  across = products.exact_tn(
-      jnp.concatenate(leads), jnp.concatenate(values), dtype
-  )
-  shares = across.shape[1] - size
-  if lanes == 1:
-    matrix = across[:, :size]
-    columns = [across[:, size + i : size + i + 1] for i in range(shares)]
-    start = jnp.concatenate(
-        [jnp.broadcast_to(c, (size, width)) for c in columns], axis=1
-    )
-  else:
-    start, matrix = across[:, :shares], across[:, shares:]
-  own_rows = [jnp.where(own[r : r + 1], blocks.inside, 0) for r in range(count)]
-  matrix = (matrix + jnp.concatenate(own_rows)) * rate
-  return Coefficients(
-      start=start,
-      gradients=matrix,
-      last_start=(
-          start[-1:, :1],
-          None if blocks.lead_e is None else start[-1:, width : width + 1],
-      ),
-      last_gradients=matrix[-1:],
-      momentum=last_momentum,
-      momentum_gradients=momentum,
-  )
+_over_lanes.defvjp(
+    lambda layers, dtype, gates: (_over_lanes(layers, dtype, gates), gates),
+    _over_lanes_bwd,
+)
 
 
 def _iota(shape, axis: int) -> Array:
   return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
 
 
-def _place(x: Array) -> Array:
-  """Returns the place in its block of every column of [w, L b]."""
-  return jax.lax.rem(_iota(x.shape, 1), jnp.int32(x.shape[0]))
+def _times(factor, x, otherwise=None):
+  """Returns factor * x, of which either may be missing."""
+  return otherwise if factor is None or x is None else factor * x
 
 
-def _own(x: Array) -> Array:
-  """Returns where row and column of [w, L b] are the same token."""
-  return _iota(x.shape, 0) == _place(x)
-
-
-def _times(written: Array | None, x: Array) -> Array:
-  return x if written is None else written * x
+def _plus(x, y):
+  return x if y is None else x + y
 
 
 def _before(x: Array, first: float = 0) -> Array:
@@ -240,16 +281,3 @@ def _products(x: Array) -> Array:
     x = x * rule.shift(x, steps, 1)
     steps *= 2
   return x
-
-
-def _block_products(gate: Array) -> tuple[Array, Array]:
-  """Of a spread gate [w, n]: its products from token j + 1 to t of a block (1
-  for j = t, 0 beyond), and from the block's first token to t."""
-  row, place = _iota(gate.shape, 0), _place(gate)
-  inside = _products(jnp.where(place < row, gate, 1))
-  return jnp.where(place <= row, inside, 0), _products(gate)
-
-
-def _block_solve(keep: Array, x: Array) -> Array:
-  """Returns y with y_t = x_t + keep_t y_{t-1} inside the blocks."""
-  return rule.solve(jnp.where(_iota(keep.shape, 0) > 0, keep, 0), x)

@@ -33,8 +33,9 @@ _GELU_CUBIC = 0.044715 * _GELU_LINEAR
 def _gelu(x: Array) -> Array:
   """GELU in its tanh form: the exact one (erf) does not lower in a TPU kernel.
 
-  Written with its derivative, which shares the one transcendental: the inner
-  gradient and its own derivative are most of a kernel's elementwise work.
+  Written with its first and second derivative, which share the transcendental
+  and are shorter than what differentiation makes: the inner gradient and its
+  own derivative are most of a chunk's elementwise work.
   """
   return x * _gelu_gate(x)
 
@@ -43,25 +44,89 @@ def _gelu_gate(x: Array) -> Array:
   return 0.5 + 0.5 * jnp.tanh(x * (_GELU_LINEAR + _GELU_CUBIC * (x * x)))
 
 
-@_gelu.defjvp
-def _gelu_jvp(primals, tangents):
-  (x,), (dx,) = primals, tangents
-  gate = _gelu_gate(x)
-  y = x * gate
-  slope = 2 * _GELU_LINEAR + 6 * _GELU_CUBIC * (x * x)
-  return y, (gate + y * (1 - gate) * slope) * dx
+def _gelu_steepness(x: Array) -> Array:
+  """Returns s, of which g (1 - g) s is the derivative of the gate g."""
+  return 2 * _GELU_LINEAR + 6 * _GELU_CUBIC * (x * x)
 
 
 @jax.custom_jvp
-def _rsqrt(x: Array) -> Array:
-  """1 / sqrt(x), with a derivative that does not divide."""
-  return jax.lax.rsqrt(x)
+def _gelu_slope(x: Array) -> Array:
+  gate = _gelu_gate(x)
+  return gate + x * gate * (1 - gate) * _gelu_steepness(x)
 
 
-@_rsqrt.defjvp
-def _rsqrt_jvp(primals, tangents):
-  y = _rsqrt(*primals)
-  return y, -0.5 * y * y * y * tangents[0]
+@_gelu.defjvp
+def _gelu_jvp(primals, tangents):
+  (x,), (dx,) = primals, tangents
+  return _gelu(x), _gelu_slope(x) * dx
+
+
+@_gelu_slope.defjvp
+def _gelu_slope_jvp(primals, tangents):
+  (x,), (dx,) = primals, tangents
+  gate, steepness = _gelu_gate(x), _gelu_steepness(x)
+  bend = x * steepness * steepness
+  curvature = (
+      gate
+      * (1 - gate)
+      * (4 * steepness - 4 * _GELU_LINEAR + (1 - 2 * gate) * bend)
+  )
+  return _gelu_slope(x), curvature * dx
+
+
+def _row_mean(x: Array) -> Array:
+  return (1 / x.shape[-1]) * jnp.sum(x, axis=-1, keepdims=True)
+
+
+def _normalize(x: Array) -> tuple[Array, Array]:
+  """Returns LN(x), and one over the deviation."""
+  x = x - _row_mean(x)
+  scale = jax.lax.rsqrt(_row_mean(x * x) + _NORM_EPSILON)
+  return x * scale, scale
+
+
+@jax.custom_vjp
+def _layer_norm_back(x: Array, g: Array) -> Array:
+  """Returns J(x) g = scale (g - mean(g) - y mean(y g)), y being LN(x)."""
+  return _layer_norm_back_fwd(x, g)[0]
+
+
+def _layer_norm_back_fwd(x, g):
+  y, scale = _normalize(x)
+  return scale * _across(y, g, _row_mean(y * g)), (x, g)
+
+
+def _across(y: Array, g: Array, along: Array) -> Array:
+  """Returns the part of g that is neither constant nor along y."""
+  return g - _row_mean(g) - y * along
+
+
+def _layer_norm_back_bwd(residuals, h):
+  # Of h . J(x) g. J is symmetric; x moves y by J and scale by -scale^2 y / n.
+  x, g = residuals
+  y, scale = _normalize(x)
+  along_g, along_h = _row_mean(y * g), _row_mean(y * h)
+  across_g, across_h = _across(y, g, along_g), _across(y, h, along_h)
+  dx = y * _row_mean(across_h * g) + along_g * across_h + along_h * across_g
+  return -(scale * scale) * dx, scale * across_h
+
+
+_layer_norm_back.defvjp(_layer_norm_back_fwd, _layer_norm_back_bwd)
+
+
+@jax.custom_vjp
+def _layer_norm(x: Array) -> Array:
+  """LN over the last axis, without gain: (x - mean) / deviation.
+
+  Its derivative J is symmetric, and has a derivative of its own in closed form:
+  the inner gradient needs the one, the outer gradient both.
+  """
+  return _normalize(x)[0]
+
+
+_layer_norm.defvjp(
+    lambda x: (_layer_norm(x), x), lambda x, g: (_layer_norm_back(x, g),)
+)
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -181,10 +246,7 @@ class MLP:
     for layer in range(1, self.depth):
       y = dense(layer, ACTIVATIONS[self.activation](y))
     if self.norm:
-      share = 1 / y.shape[-1]
-      y = y - share * jnp.sum(y, axis=-1, keepdims=True)
-      variance = share * jnp.sum(y * y, axis=-1, keepdims=True)
-      y = y * _rsqrt(variance + _NORM_EPSILON)
+      y = _layer_norm(y)
       if "gain" in params:
         y = y * params["gain"]
     return x + y if self.residual else y

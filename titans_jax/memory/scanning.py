@@ -168,12 +168,13 @@ def _scan_scalar(options, carry, chunks, constants, *, group, recompute):
 
   prepare = functools.partial(chunk_lib.prepare, options)
   solve = functools.partial(chunk_lib.solve, options)
+  over_chunks = chunk_lib.over_chunks
 
   def by_lax(carry, chunks, constants):
     return lax_scan(
         step,
         carry,
-        chunk_lib.over_chunks(solve, chunks),
+        over_chunks(solve)(chunks),
         constants,
         group=group,
         recompute=recompute,
@@ -183,17 +184,16 @@ def _scan_scalar(options, carry, chunks, constants, *, group, recompute):
     scan = functools.partial(
         pallas_kernels.fused_scan, step, group=group, interpret=interpret
     )
-    prepared = chunk_lib.over_chunks(prepare, chunks)
-    return sharding.over_rows_and_heads(scan, carry, prepared, constants)
+    prepared = over_chunks(prepare)(chunks)
+    carry, ys = sharding.over_rows_and_heads(scan, carry, prepared, constants)
+    return carry, over_chunks(chunk_lib.restore)(*ys)
 
   if options.implementation == "xla":
     carry, ys = by_lax(carry, chunks, constants)
   elif options.implementation == "pallas":
     carry, ys = by_kernel(carry, chunks, constants)
   else:
-    prepared = jax.eval_shape(
-        functools.partial(chunk_lib.over_chunks, prepare), chunks
-    )
+    prepared = jax.eval_shape(over_chunks(prepare), chunks)
     reason = pallas_kernels.why_not(step, carry, prepared, constants)
     _log_once(options, reason)
     if reason is None:
