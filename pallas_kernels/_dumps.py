@@ -59,7 +59,9 @@ class Schedule:
     Loops that do not are copies of a program's first or last carry, where the
     compiler makes copies of them: they are left out.
     """
-    outside, body, loops = [], [], []
+    outside: list[Bundle] = []
+    body: list[Bundle] = []
+    loops: list[list[Bundle]] = []
     for bundle in self.bundles:
       if bundle.depth == 0:
         outside.append(bundle)

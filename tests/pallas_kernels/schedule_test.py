@@ -168,7 +168,7 @@ class CommandTest(parameterized.TestCase):
       ("--chunk=16,x", "must be positive integers"),
       ("--head_dim=0", "must be positive integers"),
       ("--group=0", "flag --group=0"),
-      ("--tile=3", "--tile=3 must divide --heads=8"),
+      ("--tile=3", "--tile=3 must divide --heads=16"),
       ("v5p", "Unexpected arguments: ['v5p']"),
   )
   def test_bad_value(self, arg, message):
