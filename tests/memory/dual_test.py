@@ -21,7 +21,11 @@ def gates(size, layers=2, momentum=True, mask=False, seed=0):
   return alpha, theta, eta, written
 
 
-def by_blocks(alpha, theta, eta, written, mask, widths):
+def in_kernel(widths):
+  return lambda given: dual.coefficients_in_kernel(given, widths)
+
+
+def by_blocks(make, alpha, theta, eta, written, mask):
   """Returns every layer's coefficients from `dual`, in the tokens' order."""
   on = written[:, None]
 
@@ -44,7 +48,7 @@ def by_blocks(alpha, theta, eta, written, mask, widths):
 
     return dual.Coefficients(*map(restore, c))
 
-  return [in_order(c) for c in dual.coefficients(given, widths)]
+  return [in_order(c) for c in make(given)]
 
 
 def by_recurrence(alpha, theta, eta, written):
@@ -83,9 +87,16 @@ class CoefficientsTest(parameterized.TestCase):
   )
   def test_are_those_of_the_recurrence(self, size, momentum, mask):
     drawn = gates(size, momentum=momentum, mask=mask, seed=size)
+    expected = by_recurrence(*drawn)
     # A width that beta and f are repeated to, and one that they are not.
-    actual = jax.jit(lambda: by_blocks(*drawn, mask, (3, 130)))()
-    for a, e in zip(actual, by_recurrence(*drawn)):
+    for make in (dual.coefficients, in_kernel((3, 130))):
+      self.check(
+          jax.jit(lambda make=make: by_blocks(make, *drawn, mask))(), expected
+      )
+
+  def check(self, actual, expected):
+    self.assertEqual(len(actual), len(expected))
+    for a, e in zip(actual, expected):
       jax.tree.map(
           lambda a, e: np.testing.assert_allclose(
               a, np.broadcast_to(e, a.shape), atol=1e-12
@@ -93,6 +104,11 @@ class CoefficientsTest(parameterized.TestCase):
           a,
           e,
       )
+
+  def test_a_long_chunk_has_more_blocks(self):
+    drawn = gates(512, layers=1)
+    actual = jax.jit(lambda: by_blocks(dual.coefficients, *drawn, False))()
+    self.check(actual, by_recurrence(*drawn))
 
   @parameterized.parameters((8, True), (8, False), (12, True))
   def test_derivatives_are_exact_at_the_ends_of_the_range(self, size, momentum):
@@ -114,13 +130,14 @@ class CoefficientsTest(parameterized.TestCase):
         return fn
       return lambda alpha, theta, written: fn(alpha, theta, None, written)
 
-    # One column each, so that both have the same leaves.
-    actual = gradients(
-        with_eta(lambda *given: by_blocks(*given, True, (130, 130)))
-    )
     expected = gradients(with_eta(by_recurrence))
-    for a, e in zip(actual, expected):
-      np.testing.assert_allclose(a, e, atol=1e-10)
+    # One column each, so that all have the same leaves.
+    for make in (dual.coefficients, in_kernel((130, 130))):
+      actual = gradients(
+          with_eta(lambda *given, make=make: by_blocks(make, *given, True))
+      )
+      for a, e in zip(actual, expected):
+        np.testing.assert_allclose(a, e, atol=1e-10)
 
 
 class ArrangeTest(parameterized.TestCase):

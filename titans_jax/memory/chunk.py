@@ -75,7 +75,7 @@ class Chunk(NamedTuple):
 
 
 class Prepared(NamedTuple):
-  """A chunk as `step` takes it, from `prepare` or `solve`.
+  """A chunk as `step` takes it, from `prepare`.
 
   Attributes:
     queries: [b, D].
@@ -311,7 +311,7 @@ def _unless_closed(coefficients, last, closes):
 
 
 def prepare(options: Rule, chunk: Chunk) -> Prepared:
-  """Lays out a chunk whose gates are scalars for `step` in a kernel."""
+  """Lays out a chunk whose gates are scalars for `step`."""
   if options.gates_per_chunk:
     chunk = hold_first(chunk)
   keep = 1 - jnp.concatenate(chunk.forget, axis=1)
@@ -360,45 +360,13 @@ def _prepared(chunk: Chunk, gates) -> Prepared:
   )
 
 
-def solve(options: Rule, chunk: Chunk) -> Prepared:
-  """Lays out a chunk whose gates are scalars, its coefficients made, for `step`.
+def with_coefficients(chunk: Prepared) -> Prepared:
+  """Returns the chunk with its coefficients, which do not depend on the carry.
 
-  They do not depend on the carry. A kernel makes them chunk by chunk, where
-  main memory never sees them; without one they are made for all chunks at once.
+  A kernel makes them chunk by chunk, where main memory never sees them; without
+  one they are made for all chunks at once.
   """
-  if options.gates_per_chunk:
-    chunk = hold_first(chunk)
-  written = chunk.written
-  if written is None:
-    written = jnp.ones(chunk.keys.shape[0], bool)
-  gates = rule.ChunkGates(
-      forget=jnp.stack(chunk.forget),
-      learning_rate=chunk.learning_rate.T,
-      momentum=None if chunk.momentum is None else chunk.momentum.T,
-  )
-  of_layers = jax.vmap(rule.coefficients, in_axes=(0, None))(gates, written)
-  coefficients = [
-      _two_dimensional(
-          *jax.tree.map(lambda c, layer=layer: c[layer], of_layers)
-      )
-      for layer in range(len(chunk.forget))
-  ]
-  return _prepared(chunk, coefficients)
-
-
-def _two_dimensional(c: rule.Coefficients, last) -> dual.Coefficients:
-  gradients = c.gradients[..., 0]
-  beta, f = c.weights, c.momentum
-  return dual.Coefficients(
-      weights=beta,
-      momentum=f,
-      gradients=gradients,
-      last_weights=beta[-1:],
-      last_momentum=None if f is None else f[-1:],
-      last_gradients=gradients[-1:],
-      momentum_kept=None if last is None else last.momentum.reshape(1, 1),
-      momentum_gradients=None if last is None else last.gradients[None],
-  )
+  return chunk._replace(gates=dual.coefficients(chunk.gates))
 
 
 def over_chunks(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -446,7 +414,7 @@ def step(
   Args:
     options: the rule.
     carry: weights and momentum at the chunk's start, turned (`turn`).
-    chunk: its tokens, laid out by `prepare` or `solve`.
+    chunk: its tokens, laid out by `prepare`.
     constants: what all chunks share, the initial carry turned likewise.
 
   Returns:
@@ -474,7 +442,7 @@ def step(
   )
   coefficients = chunk.gates
   if isinstance(coefficients, dual.Gates):
-    coefficients = dual.coefficients(
+    coefficients = dual.coefficients_in_kernel(
         coefficients, list(map(min, shapes)), dtype
     )
   after = [None] * len(shapes)

@@ -1,6 +1,6 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""From scalar gates to the dual form's coefficients, inside a kernel.
+"""From scalar gates to the dual form's coefficients.
 
 The coefficients are those of `rule`, for gates that are scalars per token:
 
@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,8 @@ Array = jax.Array
 
 # Rows of a TPU's register.
 _ROWS = 8
+# Tokens from which on a step from token to token takes several registers.
+_LONG = 512
 
 
 class Gates(NamedTuple):
@@ -81,7 +83,7 @@ class Coefficients(NamedTuple):
 
 
 def _blocks(chunk_size: int) -> int:
-  return math.gcd(chunk_size, _ROWS)
+  return math.gcd(chunk_size, _ROWS if chunk_size < _LONG else 8 * _ROWS)
 
 
 def arrange(x: Array) -> Array:
@@ -96,10 +98,80 @@ def restore(x: Array) -> Array:
   return jnp.swapaxes(blocks, 0, 1).reshape(x.shape)
 
 
-def coefficients(
+class _Inside(NamedTuple):
+  """What the recurrences inside the blocks hold at their tokens i, [c, L b].
+
+  Of a value that enters a block there are leads: how far it reaches the token,
+  [c, L b] or [c, 1].
+
+  Attributes:
+    p: P's rows, columns of the own block; None without momentum.
+    g: likewise G's, but for theta.
+    weights: the lead of a W, the product of 1 - alpha from the block's start.
+    momentum: the lead of an S, the product of eta; None without momentum.
+    entered: W's share of an S that entered the block, or None.
+  """
+
+  p: Any = None
+  g: Any = None
+  weights: Any = None
+  momentum: Any = None
+  entered: Any = None
+
+  def follow(self, own: Array, keep, eta, mu) -> _Inside:
+    """Returns what they hold at the next tokens, given those' own columns."""
+    p = entered = enters = None
+    if eta is None:
+      g = jnp.where(own, 1.0 if mu is None else mu, _times(keep, self.g, 0.0))
+    else:
+      p = jnp.where(own, 1.0, _times(eta, self.p, 0.0))
+      g = _plus(_times(mu, p, p), _times(keep, self.g))
+      enters = _times(eta, self.momentum, eta)
+      entered = _plus(_times(mu, enters, enters), _times(keep, self.entered))
+    return _Inside(p, g, _times(keep, self.weights, keep), enters, entered)
+
+
+def _own_columns(i, count: int, layers: int, size: int) -> Array:
+  """Returns whether a column is the row's own token i, bool [c, L b]."""
+  lane = jax.lax.rem(_iota((count, layers * size), 1), jnp.int32(size))
+  return lane - _iota(lane.shape, 0) == i * count
+
+
+def coefficients(gates: Gates) -> list[Coefficients]:
+  """Returns every layer's coefficients, rows and columns as arranged."""
+  layers, size = gates.keep.shape
+  count = _blocks(size)
+  steps = size // count
+
+  def follow(before, token):
+    i, *token = token
+    own = _own_columns(i, count, 1, size)
+    after = before.follow(own, *token)
+    return after, after._replace(p=None)
+
+  def of_layer(layer: int) -> Coefficients:
+    def by_token(x):  # [L, b] -> [b / c, c, 1]
+      return x[layer % len(x)].reshape(steps, count, 1)
+
+    tokens = keep, eta, _ = jax.tree.map(by_token, gates[:3])
+    zeros = jnp.zeros((count, size), keep.dtype)
+    ones = jnp.ones_like(keep[0])
+    start = _Inside(g=zeros, weights=ones)
+    if eta is not None:
+      start = _Inside(zeros, zeros, ones, ones, zeros[:, :1])
+    last, inside = jax.lax.scan(follow, start, (jnp.arange(steps), *tokens))
+    rate = gates.learning_rate[:, layer * size : (layer + 1) * size]
+    return _joined(rate, last, lambda fn: fn(inside).reshape(size, -1))
+
+  return [of_layer(layer) for layer in range(layers)]
+
+
+def coefficients_in_kernel(
     gates: Gates, widths: Sequence[int], dtype: Any = None
 ) -> list[Coefficients]:
-  """Returns every layer's coefficients, rows and columns as arranged.
+  """Returns the same, layers computed side by side and loops unrolled, which
+  fills a TPU's registers. XLA would fuse the steps of unrolled loops into one
+  another, over and over.
 
   Args:
     gates: of a chunk.
@@ -109,116 +181,101 @@ def coefficients(
   """
   layers, size = gates.keep.shape
   count = _blocks(size)
+  steps = size // count
 
   def by_token(x):  # [b, L b] -> of tokens i: [c, L b]
-    if x is None:
-      return [None] * (size // count)
-    return jnp.split(x, size // count)
+    return [None] * steps if x is None else jnp.split(x, steps)
 
-  given = _over_lanes(layers, dtype, gates[:3])
-  lane = jax.lax.rem(_iota((count, layers * size), 1), jnp.int32(size))
-  place = lane - _iota(lane.shape, 0)
-  p = g = None
-  lead = _Lead(None, None, None)
-  inside = []
-  for i, (keep, eta, mu) in enumerate(zip(*map(by_token, given))):
-    own = place == i * count
-    entered = enters = None
-    if eta is None:
-      g = jnp.where(own, 1.0 if mu is None else mu, _times(keep, g, 0.0))
-    else:
-      p = jnp.where(own, 1.0, _times(eta, p, 0.0))
-      g = _plus(_times(mu, p, p), _times(keep, g))
-      enters = _times(eta, lead.momentum, eta)
-      entered = _plus(_times(mu, enters, enters), _times(keep, lead.entered))
-    lead = _Lead(_times(keep, lead.weights, keep), enters, entered)
-    inside.append((g, lead))
-  return _joined(gates, widths, inside, p)
+  tokens = zip(*map(by_token, _over_lanes(layers, dtype, gates[:3])))
+  inside = [_Inside()]
+  for i, token in enumerate(tokens):
+    own = _own_columns(i, count, layers, size)
+    inside.append(inside[-1].follow(own, *token))
+  together = _joined(
+      gates.learning_rate,
+      inside[-1],
+      lambda fn: jnp.concatenate([fn(token) for token in inside[1:]]),
+  )
 
+  def by_layer(x):
+    return [None] * layers if x is None else jnp.split(x, layers, axis=1)
 
-class _Lead(NamedTuple):
-  """How far a value that enters a block reaches a token of it, [c, L b].
-
-  Attributes:
-    weights: the product of 1 - alpha from the block's start to the token; None
-      before the first.
-    momentum: the product of eta; None without momentum.
-    entered: W's share of an S that entered the block, or None.
-  """
-
-  weights: Array | None
-  momentum: Array | None
-  entered: Array | None
-
-
-def _joined(gates: Gates, widths, inside, p) -> list[Coefficients]:
-  """Joins the blocks: their own shares and leads of every token i."""
-  layers, size = gates.keep.shape
-  rate = gates.learning_rate
-  g, end = inside[-1]
-  betas = _products(end.weights)
-  enters_beta, momentum = _before(betas, 1), end.momentum is not None
-  if momentum:
-    p = rule.solve(end.momentum, p)
-    m = _products(end.momentum)
-    enters_p, enters_m = _before(p), _before(m, 1)
-    g = g + end.entered * enters_p
-    enters_f = _before(rule.solve(end.weights, end.entered * enters_m))
-  enters_g = _before(rule.solve(end.weights, g))
-  rows_g, rows_beta, rows_f = [], [], []
-  for g, lead in inside:
-    rows_beta.append(lead.weights * enters_beta)
-    g = g + lead.weights * enters_g
-    if momentum:
-      g = g + lead.entered * enters_p
-      rows_f.append(lead.weights * enters_f + lead.entered * enters_m)
-    rows_g.append(g * rate)
-  # The last token is the last row of the last.
-  ends = rows_g[-1], rows_beta[-1], rows_f[-1] if momentum else None
-
-  def by_layer(rows):
-    if not rows:
-      return [None] * layers
-    return jnp.split(jnp.concatenate(rows), layers, axis=1)
-
-  gradients, beta, f = map(by_layer, (rows_g, rows_beta, rows_f))
-
-  def coefficients_of(layer: int, width: int) -> Coefficients:
+  def narrow(c: Coefficients, width: int) -> Coefficients:
     def column(x):
       if x is None or width == size:
         return x
       return x[:, : width if width < size else 1]
 
-    def own(x):
-      if x is None:
-        return None
-      return x[-1:, layer * size : (layer + 1) * size]
+    def number(x):
+      return None if x is None else x[:, :1]
 
-    def first(x):
-      return None if x is None else own(x)[:, :1]
-
-    last_g, last_beta, last_f = ends
-    return Coefficients(
-        weights=column(beta[layer]),
-        momentum=column(f[layer]),
-        gradients=gradients[layer],
-        last_weights=first(last_beta),
-        last_momentum=first(last_f),
-        last_gradients=own(last_g),
-        momentum_kept=first(m) if momentum else None,
-        momentum_gradients=own(p[-1:] * rate) if momentum else None,
+    return c._replace(
+        weights=column(c.weights),
+        momentum=column(c.momentum),
+        last_weights=number(c.last_weights),
+        last_momentum=number(c.last_momentum),
+        momentum_kept=number(c.momentum_kept),
     )
 
-  return [coefficients_of(*each) for each in enumerate(widths)]
+  of_layers = map(Coefficients._make, zip(*map(by_layer, together)))
+  return list(map(narrow, of_layers, widths))
+
+
+def _joined(
+    rate: Array,
+    last: _Inside,
+    rows: Callable[[Callable[[_Inside], Array]], Array],
+) -> Coefficients:
+  """Joins the blocks.
+
+  Args:
+    rate: theta, [1, L b].
+    last: what holds at the last tokens of the blocks.
+    rows: a function of what holds at tokens i -> its results for all, rows.
+  """
+  betas = _products(last.weights)
+  enters_beta, momentum = _before(betas, 1), last.momentum is not None
+  g = last.g
+  if momentum:
+    p = rule.solve(last.momentum, last.p)
+    m = _products(last.momentum)
+    enters_p, enters_m = _before(p), _before(m, 1)
+    g = g + last.entered * enters_p
+    enters_f = _before(rule.solve(last.weights, last.entered * enters_m))
+  enters_g = _before(rule.solve(last.weights, g))
+
+  def gradients(token: _Inside):
+    g = token.g + token.weights * enters_g
+    if momentum:
+      g = g + token.entered * enters_p
+    return g * rate
+
+  def beta(token: _Inside):
+    return token.weights * enters_beta
+
+  def f(token: _Inside):
+    return token.weights * enters_f + token.entered * enters_m
+
+  # The last token is the last row of the last.
+  return Coefficients(
+      weights=rows(beta),
+      momentum=rows(f) if momentum else None,
+      gradients=rows(gradients),
+      last_weights=beta(last)[-1:],
+      last_momentum=f(last)[-1:] if momentum else None,
+      last_gradients=gradients(last)[-1:],
+      momentum_kept=m[-1:] if momentum else None,
+      momentum_gradients=p[-1:] * rate if momentum else None,
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _over_lanes(layers: int, dtype: Any, gates) -> list[Array | None]:
+def _over_lanes(layers: int, dtype: Any, gates: Sequence[Any]):
   """Returns gates [L, b], or [1, b] for all layers, or None, as [b, L b]: a
   token's row has its gate in all lanes of a layer."""
   del dtype
+  size = gates[0].shape[1]
   columns = jnp.concatenate([x for x in gates if x is not None]).T
-  size = columns.shape[0]
   lane = _iota((size, layers * size), 1)
 
   def spread(first, many):
@@ -233,18 +290,19 @@ def _over_lanes(layers: int, dtype: Any, gates) -> list[Array | None]:
     many = 0 if x is None else x.shape[0]
     result.append(spread(first, many) if many else None)
     first += many
-  return result
+  return tuple(result)
 
 
 def _over_lanes_bwd(layers, dtype, gates, gradients):
   # Sums over lanes that come out as rows: products with ones.
+  size = gates[0].shape[1]
+
   def back(x, g):
     if x is None:
       return None
-    many, size = x.shape
-    lane = _iota((many, layers * size), 1)
+    lane = _iota((x.shape[0], layers * size), 1)
     block = jax.lax.div(lane, jnp.int32(size))
-    is_own = (_iota(lane.shape, 0) == block) | (many == 1)
+    is_own = (_iota(lane.shape, 0) == block) | (x.shape[0] == 1)
     return products.matmul_nt(is_own.astype(g.dtype), g, dtype)
 
   return (tuple(map(back, gates, gradients)),)

@@ -23,7 +23,7 @@ Array = jax.Array
 MemoryState = state_lib.MemoryState
 
 # Carries that a scan keeps for its backward pass before it groups its steps.
-_KEPT_BYTES = 2**27
+_KEPT_BYTES = 2**29
 
 
 def scan_aligned(
@@ -166,47 +166,44 @@ def _scan_scalar(options, carry, chunks, constants, *, group, recompute):
     constants = constants._replace(initial=chunk_lib.turn(constants.initial))
   step = chunk_lib.Step(options)
 
-  prepare = functools.partial(chunk_lib.prepare, options)
-  solve = functools.partial(chunk_lib.solve, options)
   over_chunks = chunk_lib.over_chunks
+  prepared = over_chunks(functools.partial(chunk_lib.prepare, options))(chunks)
 
-  def by_lax(carry, chunks, constants):
+  def by_lax(carry, prepared, constants):
     return lax_scan(
         step,
         carry,
-        over_chunks(solve)(chunks),
+        over_chunks(chunk_lib.with_coefficients)(prepared),
         constants,
         group=group,
         recompute=recompute,
     )
 
-  def by_kernel(carry, chunks, constants, interpret=None):
+  def by_kernel(carry, prepared, constants, interpret=None):
     scan = functools.partial(
         pallas_kernels.fused_scan, step, group=group, interpret=interpret
     )
-    prepared = over_chunks(prepare)(chunks)
-    carry, ys = sharding.over_rows_and_heads(scan, carry, prepared, constants)
-    return carry, over_chunks(chunk_lib.restore)(*ys)
+    return sharding.over_rows_and_heads(scan, carry, prepared, constants)
 
   if options.implementation == "xla":
-    carry, ys = by_lax(carry, chunks, constants)
+    carry, ys = by_lax(carry, prepared, constants)
   elif options.implementation == "pallas":
-    carry, ys = by_kernel(carry, chunks, constants)
+    carry, ys = by_kernel(carry, prepared, constants)
   else:
-    prepared = jax.eval_shape(over_chunks(prepare), chunks)
     reason = pallas_kernels.why_not(step, carry, prepared, constants)
     _log_once(options, reason)
     if reason is None:
       carry, ys = jax.lax.platform_dependent(
           carry,
-          chunks,
+          prepared,
           constants,
           tpu=functools.partial(by_kernel, interpret=False),
           default=by_lax,
       )
     else:
-      carry, ys = by_lax(carry, chunks, constants)
-  return chunk_lib.turn_back(options, carry, chunks.keys.shape[-1]), ys
+      carry, ys = by_lax(carry, prepared, constants)
+  carry = chunk_lib.turn_back(options, carry, chunks.keys.shape[-1])
+  return carry, over_chunks(chunk_lib.restore)(*ys)
 
 
 @functools.cache
