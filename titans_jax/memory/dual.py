@@ -149,6 +149,9 @@ def coefficients(gates: Gates) -> list[Coefficients]:
     after = before.follow(own, *token)
     return after, after._replace(p=None)
 
+  def rows(x):  # [b / c, c, ...] -> [b, ...]
+    return x.reshape(size, -1)
+
   def of_layer(layer: int) -> Coefficients:
     def by_token(x):  # [L, b] -> [b / c, c, 1]
       return x[layer % len(x)].reshape(steps, count, 1)
@@ -161,7 +164,9 @@ def coefficients(gates: Gates) -> list[Coefficients]:
       start = _Inside(zeros, zeros, ones, ones, zeros[:, :1])
     last, inside = jax.lax.scan(follow, start, (jnp.arange(steps), *tokens))
     rate = gates.learning_rate[:, layer * size : (layer + 1) * size]
-    return _joined(rate, last, lambda fn: fn(inside).reshape(size, -1))
+    joined = _joined(rate, last, lambda fn: jax.tree.map(rows, fn(inside)))
+    last_row = jax.tree.map(lambda x: x[-1:], joined[3:])
+    return Coefficients(*joined[:3], *last_row)
 
   return [of_layer(layer) for layer in range(layers)]
 
@@ -194,11 +199,17 @@ def coefficients_in_kernel(
   together = _joined(
       gates.learning_rate,
       inside[-1],
-      lambda fn: jnp.concatenate([fn(token) for token in inside[1:]]),
+      lambda fn: jax.tree.map(_concatenate, *map(fn, inside[1:])),
   )
 
   def by_layer(x):
     return [None] * layers if x is None else jnp.split(x, layers, axis=1)
+
+  def last_by_layer(x):
+    return [
+        None if x is None else x[-1:, i * size : (i + 1) * size]
+        for i in range(layers)
+    ]
 
   def narrow(c: Coefficients, width: int) -> Coefficients:
     def column(x):
@@ -217,14 +228,19 @@ def coefficients_in_kernel(
         momentum_kept=number(c.momentum_kept),
     )
 
-  of_layers = map(Coefficients._make, zip(*map(by_layer, together)))
-  return list(map(narrow, of_layers, widths))
+  of_layers = zip(
+      *map(by_layer, together[:3]), *map(last_by_layer, together[3:])
+  )
+  return [
+      narrow(Coefficients(*each), width)
+      for each, width in zip(of_layers, widths)
+  ]
 
 
 def _joined(
     rate: Array,
     last: _Inside,
-    rows: Callable[[Callable[[_Inside], Array]], Array],
+    rows: Callable[[Callable[[_Inside], Any]], Any],
 ) -> Coefficients:
   """Joins the blocks.
 
@@ -232,10 +248,14 @@ def _joined(
     rate: theta, [1, L b].
     last: what holds at the last tokens of the blocks.
     rows: a function of what holds at tokens i -> its results for all, rows.
+
+  Returns:
+    Coefficients of all layers, side by side. The last token's are the last row
+    of what should be them.
   """
   betas = _products(last.weights)
   enters_beta, momentum = _before(betas, 1), last.momentum is not None
-  g = last.g
+  g, m = last.g, None
   if momentum:
     p = rule.solve(last.momentum, last.p)
     m = _products(last.momentum)
@@ -244,29 +264,17 @@ def _joined(
     enters_f = _before(rule.solve(last.weights, last.entered * enters_m))
   enters_g = _before(rule.solve(last.weights, g))
 
-  def gradients(token: _Inside):
+  def of_token(token: _Inside):
+    """Returns beta, f and G."""
+    beta, f = token.weights * enters_beta, None
     g = token.g + token.weights * enters_g
     if momentum:
       g = g + token.entered * enters_p
-    return g * rate
+      f = token.weights * enters_f + token.entered * enters_m
+    return beta, f, g * rate
 
-  def beta(token: _Inside):
-    return token.weights * enters_beta
-
-  def f(token: _Inside):
-    return token.weights * enters_f + token.entered * enters_m
-
-  # The last token is the last row of the last.
-  return Coefficients(
-      weights=rows(beta),
-      momentum=rows(f) if momentum else None,
-      gradients=rows(gradients),
-      last_weights=beta(last)[-1:],
-      last_momentum=f(last)[-1:] if momentum else None,
-      last_gradients=gradients(last)[-1:],
-      momentum_kept=m[-1:] if momentum else None,
-      momentum_gradients=p[-1:] * rate if momentum else None,
-  )
+  last_n = p[-1:] * rate if momentum else None
+  return Coefficients._make((*rows(of_token), *of_token(last), m, last_n))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -312,6 +320,10 @@ _over_lanes.defvjp(
     lambda layers, dtype, gates: (_over_lanes(layers, dtype, gates), gates),
     _over_lanes_bwd,
 )
+
+
+def _concatenate(*rows: Array) -> Array:
+  return jnp.concatenate(rows)
 
 
 def _iota(shape, axis: int) -> Array:
