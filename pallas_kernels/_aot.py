@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import re
 import sys
 from typing import Any
@@ -75,12 +76,20 @@ class Case:
     return math.ceil(least / multiple) * multiple
 
 
+def devices(chip: str) -> np.ndarray:
+  """Returns the devices of a slice of a chip, which need not be there."""
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  topology = topologies.get_topology_desc(
+      platform="tpu", topology_name=TOPOLOGIES[chip]
+  )
+  return np.array(topology.devices)
+
+
 def compile_case(case: Case) -> dict[str, Any]:
   """Compiles both kernels and returns, for each direction, how they are cut."""
-  topology = topologies.get_topology_desc(
-      platform="tpu", topology_name=TOPOLOGIES[case.chip]
-  )
-  mesh = jax.sharding.Mesh(np.array(topology.devices)[:1], ("data",))
+  chips = devices(case.chip)
+  mesh = jax.sharding.Mesh(chips[:1], ("data",))
   step, arguments = _scan_arguments(case)
   options: dict[str, Any] = {
       "group": case.group,
@@ -98,7 +107,7 @@ def compile_case(case: Case) -> dict[str, Any]:
     if tuning.chip() != tuning.CHIPS[case.chip]:
       raise ValueError(
           f"The kernels are cut for {tuning.chip()}, not for a {case.chip}: jax"
-          f" calls it {topology.devices[0].device_kind!r}."
+          f" calls it {chips[0].device_kind!r}."
       )
     plans = api.plans(step, *arguments, **options)
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

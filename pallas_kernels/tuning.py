@@ -63,8 +63,10 @@ SMALLEST = CHIPS["v4"]
 # Steps of an iteration of a kernel's grid beyond which its own cost is nothing.
 MOST_STEPS = 8
 
-# Of the chip's memory, for carries that a scan keeps for its backward pass.
-_KEPT_SHARE = 1 / 16
+# Of the chip's memory, for carries that a scan keeps for its backward pass. A
+# model has many scans, whose carries are kept together, and a loop over its
+# blocks copies them into one array and back.
+_KEPT_SHARE = 1 / 180
 
 # The compiler's own scratch, spills for the most part, comes on top.
 _SHARE = 0.85
@@ -139,7 +141,8 @@ def choose_kept(steps: int, bytes_kept: int, most: int, chip: Chip) -> int:
     chip: that it runs on.
   """
   least = math.ceil(bytes_kept / (_KEPT_SHARE * chip.memory))
-  return _divide(steps, max(1, min(least, most)))
+  fitting = range(least, min(2 * least, most) + 1)
+  return next((n for n in fitting if steps % n == 0), max(1, min(least, most)))
 
 
 def _divide(steps: int, most: int) -> int:

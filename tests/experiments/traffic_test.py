@@ -1,0 +1,103 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes through main memory, counted in a compiled program's text."""
+
+import json
+import os
+import subprocess
+import sys
+
+from absl.testing import absltest
+import pytest
+
+from experiments import _hlo
+from tests import absent_tpu
+
+# 4 KiB an array of [8, 128]; a row of it is a tile of its own.
+_PROGRAM = """
+HloModule test
+
+%inside (p0: f32[16,8,128], p1: s32[]) -> f32[1,8,128] {
+  %p0 = f32[16,8,128]{2,1,0:T(8,128)} parameter(0)
+  %p1 = s32[]{:T(128)} parameter(1)
+  %c = s32[]{:T(128)} constant(0)
+  ROOT %s = f32[1,8,128]{2,1,0:T(8,128)} dynamic-slice(%p0, %p1, %c, %c), dynamic_slice_sizes={1,8,128}
+}
+
+%body (arg: (s32[], f32[16,8,128], f32[8,128])) -> (s32[], f32[16,8,128], f32[8,128]) {
+  %arg = (s32[]{:T(128)S(1)}, f32[16,8,128]{2,1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)S(1)}) parameter(0)
+  %i = s32[]{:T(128)S(1)} get-tuple-element(%arg), index=0
+  %x = f32[16,8,128]{2,1,0:T(8,128)} get-tuple-element(%arg), index=1
+  %y = f32[8,128]{1,0:T(8,128)S(1)} get-tuple-element(%arg), index=2
+  %slice = f32[1,8,128]{2,1,0:T(8,128)} fusion(%x, %i), kind=kLoop, calls=%inside, metadata={op_name="jit(f)/memory/slice"}
+  %copy.1 = f32[1,8,128]{2,1,0:T(8,128)S(1)} copy(%slice)
+  ROOT %tuple = (s32[]{:T(128)S(1)}, f32[16,8,128]{2,1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)S(1)}) tuple(%i, %x, %y)
+}
+
+%condition (arg.1: (s32[], f32[16,8,128], f32[8,128])) -> pred[] {
+  %arg.1 = (s32[]{:T(128)S(1)}, f32[16,8,128]{2,1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)S(1)}) parameter(0)
+  %j = s32[]{:T(128)S(1)} get-tuple-element(%arg.1), index=0
+  %n = s32[]{:T(128)} constant(10)
+  ROOT %lt = pred[]{:T(512)} compare(%j, %n), direction=LT
+}
+
+ENTRY %main (a: f32[16,8,128], b: f32[4,100]) -> f32[4,100] {
+  %a = f32[16,8,128]{2,1,0:T(8,128)} parameter(0)
+  %b = f32[4,100]{1,0:T(8,128)} parameter(1)
+  %t = (s32[]{:T(128)S(1)}, f32[16,8,128]{2,1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)S(1)}) tuple(%b, %a, %b)
+  %loop = (s32[]{:T(128)S(1)}, f32[16,8,128]{2,1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)S(1)}) while(%t), condition=%condition, body=%body, metadata={op_name="jit(f)/memory/while"}
+  ROOT %sum = f32[4,100]{1,0:T(8,128)} add(%b, %b), metadata={op_name="jit(f)/add"}
+}
+"""
+
+
+class MovedTest(absltest.TestCase):
+
+  def test_counts_slices_loops_padding_and_main_memory_only(self):
+    moved = {m.name: m for m in _hlo.moved(_PROGRAM)}
+    self.assertCountEqual(moved, ["slice", "copy.1", "sum"])
+    # Ten times a slice, read and written; then read, and kept in VMEM.
+    self.assertEqual(moved["slice"].bytes, 10 * 2 * 4096)
+    self.assertEqual(moved["copy.1"].bytes, 10 * 4096)
+    # 4 x 100 numbers take a tile of 8 x 128: twice read, once written.
+    self.assertEqual(moved["sum"].bytes, 3 * 4096)
+
+  def test_what_the_compiler_added_belongs_to_the_loop_around_it(self):
+    sources = {m.name: m.source for m in _hlo.moved(_PROGRAM)}
+    self.assertEqual(sources["copy.1"], "jit(f)/memory/while")
+
+  def test_refuses_a_loop_without_a_constant(self):
+    with self.assertRaisesRegex(ValueError, "one constant"):
+      list(_hlo.moved(_PROGRAM.replace("constant(10)", "iota()")))
+
+
+@pytest.mark.slow
+class CommandTest(absltest.TestCase):
+
+  def run_command(self, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.traffic", *arguments],
+        capture_output=True,
+        check=False,
+        env=os.environ | {"XLA_FLAGS": ""},
+        text=True,
+    )
+
+  def test_the_kernel_moves_less(self):
+    absent_tpu.devices(self, "v5e:2x2")
+    ran = self.run_command(
+        "--preset=tiny", "--chip=v5e", "--seq_len=256", "--json"
+    )
+    self.assertEqual(ran.returncode, 0, ran.stderr)
+    kernel, scan = json.loads(ran.stdout.splitlines()[-1])
+    self.assertLess(2 * kernel["memory_bytes"], scan["memory_bytes"])
+    self.assertLess(kernel["memory_bytes"], kernel["step_bytes"])
+
+  def test_names_an_unknown_preset(self):
+    ran = self.run_command("--preset=titans_9b")
+    self.assertNotEqual(ran.returncode, 0)
+    self.assertIn("--preset=titans_9b", ran.stderr)
+
+
+if __name__ == "__main__":
+  absltest.main()
