@@ -6,7 +6,8 @@ From the program's text: every operand and result that an instruction has in
 main memory, tiles with their padding, loops as often as they run. A slice, or an
 update in place, moves what it slices or updates. A kernel moves its operands and
 results once: its blocks are fetched and written once each, which holds for the
-kernels of this project. What the compiler keeps in VMEM is not counted.
+kernels of this project, but for what rows of a batch share (a few parameters).
+All branches of a conditional are counted. What the compiler keeps in VMEM is not.
 """
 
 from __future__ import annotations

@@ -50,9 +50,9 @@ def fused_scan(
     xs: pytree, leaves [*axes, N, ...].
     consts: pytree, leaves [*axes, ...], of size 1 along axes that share them.
     parallel_axes: how many leading axes there are, at least one.
-    group: steps per iteration of the backward kernel's grid, whose residuals
-      stay in VMEM; the carry is kept once per group. None: by the device's size
-      and the step's.
+    group: steps per iteration of the backward kernel's grid, whose carries stay
+      in VMEM, at most as many as it holds; the carry is kept once per group.
+      None: by the device's size and the step's.
     tile: instances along each parallel axis that one program runs in lockstep,
       divisors of the axes. None: by the device's size and the step's.
     interpret: None: compiled on TPU, interpreted on CPU, an error elsewhere.
@@ -116,7 +116,8 @@ class _Bytes:
   Attributes:
     carry: its carry in VMEM.
     kept: its carry in main memory.
-    forward: a step's blocks of the forward kernel, which are double, in VMEM.
+    consts: the blocks of consts, which are double, in VMEM.
+    forward: likewise a step's blocks of the forward kernel.
     backward: those of the backward kernel, and the step's carry.
     work: what the backward kernel leaves in VMEM from a step's way there for
       its way back.
@@ -124,19 +125,21 @@ class _Bytes:
 
   carry: int
   kept: int
+  consts: int
   forward: int
   backward: int
   work: int
 
   @property
   def fixed_forward(self) -> int:
-    """The carries before and after a step."""
-    return 2 * self.carry
+    """The carries before and after a step, and consts."""
+    return 2 * self.carry + self.consts
 
   @property
   def fixed_backward(self) -> int:
-    """The next group's first carry and the cotangent of the current one."""
-    return 2 * self.carry + self.work
+    """The next group's first carry, the cotangent of the current one, consts
+    and their cotangents."""
+    return 2 * self.carry + 2 * self.consts + self.work
 
   @property
   def least(self) -> int:
@@ -153,6 +156,8 @@ class _FlatStep:
   def __call__(self, carry, x, consts):
     arguments = map(jax.tree.unflatten, self.structures, (carry, x, consts))
     carry, y = self.step(*arguments)
+    # A Python number is a result too.
+    carry, y = jax.tree.map(jnp.asarray, (carry, y))
     return jax.tree.leaves(carry), jax.tree.leaves(y)
 
 
@@ -250,6 +255,7 @@ class _Problem:
         carry=carry,
         kept=sum(math.prod(a.shape) * a.dtype.itemsize for a in self.init)
         // math.prod(self.axes),
+        consts=2 * sum(map(_bytes, tpu.avals_of(self.consts, rank))),
         forward=2 * (x + y),
         backward=carry + 4 * x + 2 * y,
         work=_work_bytes(self.program),
@@ -270,7 +276,7 @@ class _Problem:
         if tile is None
         else self._check_tile(tuple(tile))
         for bytes_per_instance in (
-            needed.fixed_forward + needed.forward,
+            needed.fixed_forward + 2 * needed.forward,
             needed.least,
         )
     ]
@@ -280,16 +286,18 @@ class _Problem:
             tiles, (needed.fixed_forward, needed.fixed_backward)
         )
     ]
+    most = max(1, min(self.steps, room[1] // needed.backward))
     if group is None:
-      group = tuning.choose_kept(
+      keep_every = tuning.choose_kept(
           self.steps,
           math.prod(self.axes) * self.steps * needed.kept,
-          most=room[1] // needed.backward,
+          most=most,
           chip=chip,
       )
     elif group < 1:
       raise ValueError(f"group must be at least 1, got {group}.")
-    keep_every = min(group, self.steps)
+    else:
+      keep_every = min(group, most)
     together = tuning.choose_group(self.steps, room[0] // needed.forward)
     forward_plan, backward_plan = (
         tpu.Plan(

@@ -50,9 +50,19 @@ def run(program: Program, order: Order, instances) -> list[Any]:
     known = values[i]
     inputs = [read(known, place) for place in operation.inputs]
     known.update(zip(operation.outputs, operation.run(inputs)))
+
+  def result(known, place, aval):
+    if isinstance(place, int):
+      return known[place]
+    return place.materialize(aval)
+
   return [
       jax.tree.unflatten(
-          program.structure, [read(known, place) for place in program.outputs]
+          program.structure,
+          [
+              result(known, place, aval)
+              for place, aval in zip(program.outputs, program.avals)
+          ],
       )
       for known in values
   ]

@@ -48,10 +48,16 @@ class Constant:
 
   value: Any
 
-  def materialize(self):
-    value = np.asarray(self.value)
+  def materialize(self, aval=None):
+    """Returns it as an operand, or, given its shape and dtype, as a result."""
+    if aval is not None:
+      value = np.asarray(self.value, aval.dtype)
+    else:
+      value = np.asarray(self.value)
+      if not value.ndim:
+        return self.value  # With its weak type, if it has one.
     if not value.ndim:
-      return self.value
+      return value[()]
     return jnp.full(value.shape, value.flat[0], value.dtype)
 
 
@@ -66,7 +72,6 @@ class Operation:
     outputs: slots.
     in_avals: shapes of the inputs.
     out_avals: shapes of the outputs.
-    has_effects: whether it must be run even if nothing needs its outputs.
   """
 
   primitive: Any
@@ -75,7 +80,6 @@ class Operation:
   outputs: tuple[int, ...]
   in_avals: tuple[Any, ...]
   out_avals: tuple[Any, ...]
-  has_effects: bool = False
 
   @property
   def name(self) -> str:
@@ -126,7 +130,7 @@ class Program:
         some must be moved: good where they are soon needed.
 
     Raises:
-      ValueError: fn closes over arrays.
+      ValueError: fn closes over arrays, or has effects.
     """
     closed, results = jax.make_jaxpr(fn, return_shape=True)(*avals)
     self.structure = jax.tree.structure(results)
@@ -157,6 +161,11 @@ class Program:
       return env[atom]
 
     for eqn in jaxpr.eqns:
+      if eqn.effects:
+        raise ValueError(
+            f"The step must be pure, but {eqn.primitive.name} has effects"
+            f" {set(eqn.effects)}."
+        )
       inputs = tuple(map(read, eqn.invars))
       callee = _callee(eqn)
       if callee is not None:
@@ -177,7 +186,6 @@ class Program:
                   results,
                   tuple(v.aval for v in eqn.invars),
                   tuple(v.aval for v in eqn.outvars),
-                  bool(eqn.effects),
               )
           )
           if key is not None:
@@ -208,7 +216,7 @@ class Program:
     needed = {slot for slot in self.outputs if isinstance(slot, int)}
     live = []
     for operation in reversed(operations):
-      if operation.has_effects or needed.intersection(operation.outputs):
+      if needed.intersection(operation.outputs):
         live.append(operation)
         needed.update(operation.slots)
     return live[::-1]
@@ -305,16 +313,18 @@ class Program:
         group = groups[operation.inputs[0], kind]
         if not any(above.intersection(p.outputs) for p in group):
           group.append(operation)
-    replaced: dict[int, list[Operation]] = {}
     for group in groups.values():
       group = [product for product in group if product.dims()[2] % _TILE]
       if _saves_tiles([product.dims()[2] for product in group]):
-        replaced.update((id(product), []) for product in group)
+        replaced: dict[int, list[Operation]] = {id(p): [] for p in group}
         replaced[id(group[-1])] = self._columns(group)
-    return _sorted(
-        [new for op in operations for new in replaced.get(id(op), [op])],
-        self.inputs,
-    )
+        merged = _sorted(
+            [new for op in operations for new in replaced.get(id(op), [op])],
+            self.inputs,
+        )
+        # Groups that are apart may need each other once they are merged.
+        operations = operations if merged is None else merged
+    return operations
 
   def _columns(self, products: Sequence[Operation]) -> list[Operation]:
     """Returns operations that make the products' results by one product."""
@@ -400,19 +410,19 @@ def _key(eqn, inputs):
     hash(key)
   except TypeError:
     return None
-  return None if eqn.effects else key
+  return key
 
 
 def _kind(product: Operation):
   """Returns what products that can be laid together have in common; None: it
   is not a product of two matrices."""
+  (left, right), batch = product.params["dimension_numbers"]
   if any(aval.ndim != 2 for aval in product.in_avals):
     return None
-  return (
-      product.params["dimension_numbers"],
-      product.params["precision"],
-      tuple(aval.dtype for aval in product.in_avals),
-  )
+  if (len(left), len(right), *map(len, batch)) != (1, 1, 0, 0):
+    return None
+  params = tuple(sorted(product.params.items()))
+  return params, tuple(aval.dtype for aval in product.in_avals)
 
 
 def _contracts_rows(product: Operation) -> bool:
@@ -433,8 +443,9 @@ def _saves_tiles(sizes: Sequence[int]) -> bool:
   return tiles(sum(sizes)) < sum(map(tiles, sizes))
 
 
-def _sorted(operations, inputs: int) -> list[Operation]:
-  """Returns operations so that each is behind what it needs, else as given."""
+def _sorted(operations, inputs: int) -> list[Operation] | None:
+  """Returns operations so that each is behind what it needs, else as given;
+  None: they need each other."""
   made = set(range(inputs))
   result: list[Operation] = []
   while operations:
@@ -445,5 +456,7 @@ def _sorted(operations, inputs: int) -> list[Operation]:
         result.append(operation)
       else:
         later.append(operation)
+    if len(later) == len(operations):
+      return None
     operations = later
   return result

@@ -25,6 +25,7 @@ import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels import lockstep
 from pallas_kernels import program as program_lib
@@ -139,10 +140,15 @@ def _load(refs, avals, index) -> list[Array]:
   return values
 
 
+def _at_least_2d(x):
+  if isinstance(x, np.generic):  # A constant, which must not be captured.
+    return jnp.full(_tail(()), x, x.dtype)
+  return x if x.ndim >= 2 else x.reshape(_tail(x.shape))
+
+
 def _store(refs, values, index) -> None:
   for ref, x in zip(refs, values):
-    x = x if x.ndim >= 2 else x.reshape(_tail(x.shape))
-    ref[index] = x.astype(ref.dtype)
+    ref[index] = _at_least_2d(x).astype(ref.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +159,8 @@ class _Cut:
     plan: of the scan.
     along: "whole": a block holds what does not depend on the step, of arrays
       [*axes, *tail]; "steps": a group's rows of [*axes, N, *tail]; "kept": no
-      blocks, arrays [*axes, groups, *tail] stay in main memory, from where a
-      kernel copies by itself; "apart": likewise arrays [*axes, *tail].
+      blocks, arrays [*axes, N / keep_every, *tail] stay in main memory, from
+      where a kernel copies by itself; "apart": likewise arrays [*axes, *tail].
     reverse: whether the grid walks from the last group to the first.
   """
 
@@ -338,6 +344,11 @@ def forward(
     The last carry, ys, and the kept carries [*axes, N / keep_every, ...] (or
     none).
   """
+  if plan.groups > 1 and plan.group % 2:
+    raise ValueError(
+        f"Iterations of {plan.group} steps would leave the carry in the second"
+        " place: their number must be even."
+    )
   carry_avals, x_avals, const_avals = (
       avals_of(init, plan.rank),
       avals_of(xs, plan.rank + 1),
@@ -465,8 +476,8 @@ def backward(
 ) -> tuple[Leaves, Leaves, Leaves]:
   """Returns the cotangents of init, xs and consts, of float leaves alone.
 
-  Those of consts are of each instance, leaves [*axes, ...] in float32: their
-  sums over shared axes are left to the caller. See `forward`; d_last and d_ys
+  Those of consts are of each instance, leaves [*axes, ...] in at least float32:
+  their sums over shared axes are left to the caller. See `forward`; d_last and d_ys
   are the cotangents of its results' float leaves.
   """
   carry_avals, x_avals, const_avals, y_avals = (
@@ -553,7 +564,7 @@ def backward(
         _store(d_carry, d_before, i)
         _store(d_xs, d_x, (*i, n))
         for ref, g in zip(d_consts, d_const):
-          ref[i] += g.reshape(_tail(g.shape)).astype(ref.dtype)
+          ref[i] += _at_least_2d(g).astype(ref.dtype)
 
     if plan.group > 1:
       _for_each(count - 1, plan.group - 1, run)
@@ -566,7 +577,8 @@ def backward(
   steps, whole = _Cut(plan, "steps", reverse=True), _Cut(plan, "whole")
   kept_cut, apart = _Cut(plan, "kept"), _Cut(plan, "apart")
   d_consts = [
-      jax.ShapeDtypeStruct(a.shape, jnp.float32) for a in floats(const_avals)
+      jax.ShapeDtypeStruct(a.shape, jnp.promote_types(a.dtype, jnp.float32))
+      for a in floats(const_avals)
   ]
   d_xs, d_consts, d_init = _call(
       kernel,

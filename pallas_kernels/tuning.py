@@ -121,11 +121,22 @@ def choose_tile(
 
 
 def choose_group(steps: int, most: int) -> int:
-  """Returns the steps that one iteration takes, `most` of which fit.
+  """Returns the steps that one iteration of the forward kernel takes.
 
-  Each iteration pays for its blocks.
+  Each iteration pays for its blocks. All steps, or an even number of them: the
+  carry goes to and fro between two places, and an iteration starts at the first.
+
+  Args:
+    steps: of the scan.
+    most: steps whose blocks fit VMEM, of which at least two are taken.
   """
-  return _divide(steps, min(most, MOST_STEPS))
+  most = max(2, min(most, MOST_STEPS))
+  if steps <= most:
+    return steps
+  even = range(2, most + 1, 2)
+  divisor = max((n for n in even if steps % n == 0), default=0)
+  # A shorter last iteration costs less than many small ones.
+  return divisor if 2 * divisor > most else even[-1]
 
 
 def choose_kept(steps: int, bytes_kept: int, most: int, chip: Chip) -> int:
@@ -143,14 +154,6 @@ def choose_kept(steps: int, bytes_kept: int, most: int, chip: Chip) -> int:
   least = math.ceil(bytes_kept / (_KEPT_SHARE * chip.memory))
   fitting = range(least, min(2 * least, most) + 1)
   return next((n for n in fitting if steps % n == 0), max(1, min(least, most)))
-
-
-def _divide(steps: int, most: int) -> int:
-  """Returns a number up to `most` that divides the steps, if there is a good
-  one: a shorter last group costs less than many small ones."""
-  most = max(1, min(most, steps))
-  divisor = max(n for n in range(1, most + 1) if steps % n == 0)
-  return divisor if 2 * divisor > most else most
 
 
 def budget(device: Chip) -> int:

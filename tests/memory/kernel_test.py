@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory's scan as one kernel: equal to `jax.lax.scan`, and compiled."""
 
+import dataclasses
+
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
@@ -84,8 +86,8 @@ class KernelTest(parameterized.TestCase):
     # Gentle writes: what a deep network makes of a difference in rounding grows
     # with them.
     gates = inputs.tokens["gates"]
-    inputs.tokens["gates"] = gates._replace(
-        learning_rate=0.1 * gates.learning_rate
+    inputs.tokens["gates"] = dataclasses.replace(
+        gates, learning_rate=0.1 * gates.learning_rate
     )
     testing.assert_close(
         gradients(inputs, "pallas"), gradients(inputs, "xla"), 1e-5

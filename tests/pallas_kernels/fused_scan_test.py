@@ -4,6 +4,7 @@
 
 import functools
 import importlib
+from unittest import mock
 
 from absl.testing import parameterized
 import hypothesis
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import pallas_kernels
+from pallas_kernels import tuning
 from titans_jax.memory import scanning
 
 
@@ -84,8 +86,12 @@ def assert_same(actual, expected, tolerance=1e-5):
 class FusedScanTest(parameterized.TestCase):
 
   @hypothesis.settings(max_examples=5, deadline=None)
+  # Iterations of the forward kernel: two, the second short; three, and no even
+  # number divides the steps.
+  @hypothesis.example(steps=10, group=None, rows=3, dim=4)
+  @hypothesis.example(steps=17, group=3, rows=3, dim=4)
   @hypothesis.given(
-      steps=st.integers(1, 7),
+      steps=st.integers(1, 20),
       group=st.none() | st.integers(1, 8),
       rows=st.integers(1, 9),
       dim=st.integers(1, 12),
@@ -119,8 +125,39 @@ class FusedScanTest(parameterized.TestCase):
     np.testing.assert_allclose(ys, jnp.cumsum(xs["x"], 1), rtol=1e-6)
     np.testing.assert_allclose(last["s"], ys[:, -1], rtol=1e-6)
 
+  @parameterized.parameters((1, 2), (2, 4), (3, 3), (4, 5))
+  def test_a_carry_outlives_the_iterations(self, most, group):
+    given = arguments(axes=(1, 1), steps=11)
+    expected = run(scanning.lax_scan, given)
+    fused = functools.partial(pallas_kernels.fused_scan, group=group)
+    with mock.patch.object(tuning, "MOST_STEPS", most):
+      assert_same(run(fused, given), expected)
+
+  def test_results_that_are_constants(self):
+    def constant(carry, x, consts):
+      del x, consts
+      return {"n": jnp.float32(0), "w": carry["w"]}, (1.0, jnp.ones(3))
+
+    init = {"n": jnp.ones((1, 1)), "w": jnp.ones((1, 1, 2, 2))}
+    xs = {"unused": jnp.ones((1, 1, 3))}
+    (last, ys), (_, expected) = (
+        scan(constant, *jax.tree.map(jnp.float32, (init, xs)), {})
+        for scan in (pallas_kernels.fused_scan, scanning.lax_scan)
+    )
+    jax.tree.map(np.testing.assert_array_equal, ys, expected)
+    self.assertEqual(last["n"], 0)
+
+    def total(xs):
+      last, _ = pallas_kernels.fused_scan(constant, init, xs, {})
+      return jnp.sum(last["w"])
+
+    init = jax.tree.map(jnp.float32, init)
+    d_xs = jax.grad(total)(jax.tree.map(jnp.float32, xs))
+    np.testing.assert_array_equal(d_xs["unused"], 0)
+
   @parameterized.parameters(0, 1)
   def test_no_races_and_nothing_read_before_it_is_written(self, seed):
+    self.enter_context(mock.patch.object(tuning, "MOST_STEPS", 2 + 2 * seed))
     given = arguments(axes=(1, 2), steps=5)
     params = pltpu.InterpretParams(
         detect_races=True, uninitialized_memory="nan", random_seed=seed

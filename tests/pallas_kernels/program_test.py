@@ -56,6 +56,21 @@ def chained_left(x, y, z):
   return first, x @ (z + first[:1])
 
 
+def entangled(a, b, c, d):
+  """Two pairs that could each be one product, but not both."""
+  first = a @ b
+  second = c @ d
+  return first, second, c @ jnp.sin(first), a @ jnp.sin(second)
+
+
+def two_axes(a, b, c):
+  return jnp.einsum("ij,ij->", a, b), jnp.einsum("ij,ij->i", a, c)
+
+
+def constants(x):
+  return 1.0, jnp.zeros(3), x, x
+
+
 class ProgramTest(parameterized.TestCase):
 
   @parameterized.parameters(
@@ -64,6 +79,9 @@ class ProgramTest(parameterized.TestCase):
       (sum_over_rows, ((24, 16),) * 3),
       (shared_left, ((8, 16), (16, 64), (16, 32))),
       (chained_left, ((8, 16), (16, 8), (16, 8))),
+      (entangled, ((16, 16),) * 4),
+      (two_axes, ((8, 16),) * 3),
+      (constants, ((8, 16),)),
   )
   def test_means_what_the_function_meant(self, fn, shapes):
     avals = [f32(*shape) for shape in shapes]
@@ -112,6 +130,23 @@ class ProgramTest(parameterized.TestCase):
     avals = f32(8, 16), f32(16, 8), f32(16, 8)
     program = program_lib.Program(chained_left, *avals, side_by_side=True)
     self.assertLen(program.products(), 2)
+
+  def test_products_of_other_types_stay(self):
+    def mixed(a, b, c):
+      wide = jnp.dot(a, b, preferred_element_type=jnp.float32)
+      return wide, jnp.dot(a, c)
+
+    avals = [jax.ShapeDtypeStruct((16, 16), jnp.bfloat16)] * 3
+    program = program_lib.Program(mixed, *avals, side_by_side=True)
+    self.assertLen(program.products(), 2)
+
+  def test_refuses_effects(self):
+    def printing(x):
+      jax.debug.print("{}", x[0, 0])
+      return x
+
+    with self.assertRaisesRegex(ValueError, "must be pure, but debug"):
+      program_lib.Program(printing, f32(8, 8))
 
   def test_counts_operations(self):
     program = program_lib.Program(twice_the_same, f32(8, 16), f32(16, 8))

@@ -119,7 +119,7 @@ def _layer_norm(x: Array) -> Array:
   """LN over the last axis, without gain: (x - mean) / deviation.
 
   Its derivative J is symmetric, and has a derivative of its own in closed form:
-  the inner gradient needs the one, the outer gradient both.
+  the inner gradient needs the one, the outer gradient both. Reverse mode only.
   """
   return _normalize(x)[0]
 
