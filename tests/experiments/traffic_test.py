@@ -51,7 +51,57 @@ ENTRY %main (a: f32[16,8,128], b: f32[4,100]) -> f32[4,100] {
 """
 
 
+# What a program for a TPU has besides.
+_MORE = """
+HloModule test
+
+%inside (p0: f32[16,8,128], p1: f32[8,128], p2: s32[]) -> f32[16,8,128] {
+  %p0 = f32[16,8,128]{2,1,0:T(8,128)} parameter(0)
+  %p1 = f32[8,128]{1,0:T(8,128)} parameter(1)
+  %p2 = s32[]{:T(128)} parameter(2)
+  %c = s32[]{:T(128)} constant(0)
+  %twice = f32[8,128]{1,0:T(8,128)} add(%p1, %p1)
+  %row = f32[1,8,128]{2,1,0:T(8,128)} bitcast(%twice)
+  ROOT %u = f32[16,8,128]{2,1,0:T(8,128)} dynamic-update-slice(%p0, %row, %p2, %c, %c)
+}
+
+%yes (y: f32[8,128]) -> f32[8,128] {
+  %y = f32[8,128]{1,0:T(8,128)} parameter(0)
+  ROOT %negate.1 = f32[8,128]{1,0:T(8,128)} negate(%y)
+}
+
+%no (n: f32[8,128]) -> f32[8,128] {
+  ROOT %n = f32[8,128]{1,0:T(8,128)} parameter(0)
+}
+
+ENTRY %main (a: f32[16,8,128], b: f32[8,128], i: s32[], p: pred[]) -> f32[16,8,128] {
+  %a = f32[16,8,128]{2,1,0:T(8,128)} parameter(0)
+  %b = f32[8,128]{1,0:T(8,128)} parameter(1)
+  %i = s32[]{:T(128)S(1)} parameter(2)
+  %p = pred[]{:T(512)} parameter(3)
+  %room = f32[16,8,128]{2,1,0:T(8,128)} custom-call(), custom_call_target="AllocateBuffer"
+  %start = (f32[8,128]{1,0:T(8,128)S(1)}, f32[8,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%b)
+  %done = f32[8,128]{1,0:T(8,128)S(1)} copy-done(%start)
+  %kernel = f32[8,128]{1,0:T(8,128)} custom-call(%a, %done), custom_call_target="tpu_custom_call"
+  %either = f32[8,128]{1,0:T(8,128)} conditional(%p, %b, %b), true_computation=%yes, false_computation=%no
+  ROOT %put = f32[16,8,128]{2,1,0:T(8,128)} fusion(%a, %b, %i), kind=kLoop, calls=%inside
+}
+"""
+
+
 class MovedTest(absltest.TestCase):
+
+  def test_counts_updates_copies_kernels_and_branches(self):
+    moved = {m.name: m.bytes for m in _hlo.moved(_MORE)}
+    self.assertEqual(
+        moved,
+        {
+            "start": 4096,  # Read from main memory, to VMEM.
+            "kernel": 17 * 4096,
+            "negate.1": 2 * 4096,
+            "put": 2 * 4096,  # A row read, and one of sixteen written.
+        },
+    )
 
   def test_counts_slices_loops_padding_and_main_memory_only(self):
     moved = {m.name: m for m in _hlo.moved(_PROGRAM)}

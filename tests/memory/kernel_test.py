@@ -3,12 +3,15 @@
 """The memory's scan as one kernel: equal to `jax.lax.scan`, and compiled."""
 
 import dataclasses
+from unittest import mock
 
 from absl.testing import parameterized
 import jax
+from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 import pytest
 
+import pallas_kernels
 from tests import absent_tpu
 from tests.memory import testing
 import titans_jax as titans
@@ -92,6 +95,22 @@ class KernelTest(parameterized.TestCase):
     testing.assert_close(
         gradients(inputs, "pallas"), gradients(inputs, "xla"), 1e-5
     )
+
+  def test_no_races_and_nothing_read_before_it_is_written(self):
+    inputs = testing.make_inputs(
+        memory.MLP(expansion=2), length=11, mask=True, dtype=jnp.float32
+    )
+    params = pltpu.InterpretParams(
+        detect_races=True, uninitialized_memory="nan"
+    )
+    fused = pallas_kernels.fused_scan
+
+    def interpreted(*arguments, **options):
+      return fused(*arguments, **options | {"interpret": params, "group": 2})
+
+    with mock.patch.object(pallas_kernels, "fused_scan", interpreted):
+      actual = gradients(inputs, "pallas")
+    testing.assert_close(actual, gradients(inputs, "xla"), 1e-5)
 
   def test_rounds_like_lax_scan(self):
     inputs = testing.make_inputs(
