@@ -64,15 +64,21 @@ class KernelTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
       ("one_layer", {"depth": 1, "residual": False, "norm": False}, {}),
-      ("two_layers_tail", {}, {"length": 11, "chunk": 4}),
-      ("odd_sizes", {"expansion": 1.5}, {"dim": 6, "chunk": 5, "length": 7}),
-      ("mask_and_documents", {}, {"mask": True, "resets": [(0, 4), (1, 8)]}),
-      ("no_momentum", {}, {"momentum": False, "shared": True}),
-      ("no_forgetting", {}, {"forget": "none", "chunk": 16, "length": 32}),
+      ("odd_sizes_tail", {"expansion": 1.5}, {"dim": 6, "chunk": 5}),
       (
-          "bound_and_held_gates",
+          "masked_documents_clipped_held",
           {},
-          {"max_grad_norm": 0.2, "gates_per_chunk": True},
+          {
+              "mask": True,
+              "resets": [(0, 4), (1, 8)],
+              "max_grad_norm": 0.2,
+              "gates_per_chunk": True,
+          },
+      ),
+      (
+          "no_momentum_no_forgetting",
+          {},
+          {"momentum": False, "forget": "none", "chunk": 16, "length": 32},
       ),
   )
   def test_equals_lax_scan(self, net, options):

@@ -45,12 +45,20 @@ CASES = {
 
 
 def _objective(call, arguments):
-  """A scalar of everything that a call returns."""
+  """A scalar of everything that a call returns, and that."""
   outputs, state = call(**arguments)
   weights = (state.weights, state.momentum)
-  return jnp.sum(jnp.sin(outputs)) + sum(
+  total = jnp.sum(jnp.sin(outputs)) + sum(
       jnp.sum(jnp.cos(w)) for w in jax.tree.leaves(weights)
   )
+  return total, (outputs, state)
+
+
+def _gradients(call, arguments):
+  """Returns gradients, and what a call returns."""
+  objective = functools.partial(_objective, call)
+  grad = jax.grad(objective, allow_int=True, has_aux=True)
+  return jax.jit(grad)(arguments)
 
 
 class ScanTest(parameterized.TestCase):
@@ -65,21 +73,14 @@ class ScanTest(parameterized.TestCase):
         "params": inputs.params,
     }
     # When both run, forward and backward
-    actual, expected = (
-        jax.jit(functools.partial(inputs.call, implementation))(**arguments)
-        for implementation in ("xla", "reference")
-    )
-    gradients = [
-        jax.jit(
-            jax.grad(
-                functools.partial(
-                    _objective, functools.partial(inputs.call, implementation)
-                ),
-                allow_int=True,
+    gradients, (actual, expected) = zip(
+        *(
+            _gradients(
+                functools.partial(inputs.call, implementation), arguments
             )
-        )(arguments)
-        for implementation in ("xla", "reference")
-    ]
+            for implementation in ("xla", "reference")
+        )
+    )
     # Then outputs, state, weights, momentum and gradients are equal
     testing.assert_close(actual, expected, 1e-9)
     for state, other in [(actual[1], expected[1])]:
@@ -147,11 +148,7 @@ class ScanTest(parameterized.TestCase):
         "params": inputs.params,
     }
     gradients = [
-        testing.floats(
-            jax.jit(
-                jax.grad(functools.partial(_objective, call), allow_int=True)
-            )(arguments)
-        )
+        testing.floats(_gradients(call, arguments)[0])
         for call in (whole, split)
     ]
     testing.assert_close(*gradients, 1e-9)
