@@ -82,14 +82,12 @@ class Moved:
 
   Attributes:
     name: of the instruction.
-    opcode: of it.
     source: the path of the function that it stems from, as JAX gives it, or,
       for what the compiler added, that of the loop around it.
     bytes: read and written.
   """
 
   name: str
-  opcode: str
   source: str
   bytes: int
 
@@ -177,7 +175,7 @@ def _of_computation(
       inner = [(branch, 1) for branch in _branches(instruction)]
     elif not _is_free(instruction):
       size = _moved_by(program, computation, instruction)
-      yield Moved(instruction.name, instruction.opcode, source, times * size)
+      yield Moved(instruction.name, source, times * size)
     for called, trips in inner:
       yield from _of_computation(program, called, times * trips, source)
 
@@ -229,8 +227,7 @@ def _moved_by(program, computation, instruction: _Instruction) -> int:
     source = instruction.bytes if size(operands[0]) else 0
     return source + instruction.bytes
   if opcode == "dynamic-update-slice":
-    update = size(operands[1])
-    return 2 * update
+    return 2 * size(operands[1])
   if opcode == "copy-start":
     return size(operands[0]) + instruction.results[0]
   if opcode.endswith("-start"):

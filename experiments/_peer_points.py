@@ -154,16 +154,7 @@ def _train(model, config):
       "mask": None,
       "document_ids": None,
   }
-  train_step = jax.jit(
-      functools.partial(
-          step_lib.train_step,
-          model=model,
-          optimizer=optimizer,
-          accumulation=1,
-          z_loss=0.0,
-      ),
-      donate_argnums=0,
-  )
+  train_step = step_lib.jit_train_step(model, optimizer)
 
   def run():
     nonlocal state

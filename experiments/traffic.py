@@ -12,7 +12,6 @@ takes minutes to compile.
 
 from __future__ import annotations
 
-import functools
 import json
 import time
 from typing import Any
@@ -59,7 +58,8 @@ def main(argv) -> None:
       raise ValueError(
           f"--preset={_PRESET.value} is not in titans_jax.presets."
       )
-    mesh = jax.sharding.Mesh(_aot.devices(_CHIP.value)[:1], ("data",))
+    chips = _aot.devices(_aot.TOPOLOGIES[_CHIP.value])
+    mesh = jax.sharding.Mesh(chips[:1], ("data",))
     rows: list[dict[str, Any]] = []
     for name, implementation in _IMPLEMENTATIONS.items():
       config = make(
@@ -100,17 +100,8 @@ def _compiled_step(model, mesh) -> str:
       "document_ids": tokens,
   }
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  step = jax.jit(
-      functools.partial(
-          step_lib.train_step,
-          model=model,
-          optimizer=optimizer,
-          accumulation=1,
-          z_loss=0.0,
-      ),
-      in_shardings=sharding,
-      out_shardings=sharding,
-      donate_argnums=0,
+  step = step_lib.jit_train_step(
+      model, optimizer, in_shardings=sharding, out_shardings=sharding
   )
   state = jax.eval_shape(lambda: step_lib.init_state(model, optimizer, 0))
   with jax.set_mesh(mesh):

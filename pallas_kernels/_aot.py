@@ -76,19 +76,19 @@ class Case:
     return math.ceil(least / multiple) * multiple
 
 
-def devices(chip: str) -> np.ndarray:
-  """Returns the devices of a slice of a chip, which need not be there."""
+def devices(topology_name: str) -> np.ndarray:
+  """Returns the devices of a slice of TPUs, which need not be there."""
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   topology = topologies.get_topology_desc(
-      platform="tpu", topology_name=TOPOLOGIES[chip]
+      platform="tpu", topology_name=topology_name
   )
   return np.array(topology.devices)
 
 
 def compile_case(case: Case) -> dict[str, Any]:
   """Compiles both kernels and returns, for each direction, how they are cut."""
-  chips = devices(case.chip)
+  chips = devices(TOPOLOGIES[case.chip])
   mesh = jax.sharding.Mesh(chips[:1], ("data",))
   step, arguments = _scan_arguments(case)
   options: dict[str, Any] = {

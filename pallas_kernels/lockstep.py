@@ -177,7 +177,8 @@ def _cost(operation: Operation) -> _Cost:
   if name == "dot_general":
     m, k, n = operation.dims()
     # Four units; a tile takes a cycle a row, and a quarter of one to be put in.
-    cycles = _tiles(k) * _tiles(n) * max(m, min(k, 128) / 4) / 4
+    tiles = program_lib.tiles(k) * program_lib.tiles(n)
+    cycles = tiles * max(m, min(k, 128) / 4) / 4
     turned = params["dimension_numbers"][0][0] == (0,)
     return _Cost("matrix", cycles, 146 + 150 * turned)
   if name == "transpose":
@@ -208,10 +209,6 @@ def _cost(operation: Operation) -> _Cost:
 
 def _registers(aval) -> int:
   return tuning.padded_bytes(aval.shape, aval.dtype.itemsize) // 4096
-
-
-def _tiles(size: int) -> int:
-  return -(-size // 128)
 
 
 def _spreads(avals, out) -> bool:

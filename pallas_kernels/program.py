@@ -260,8 +260,9 @@ class Program:
       if operation.name in _SUM and operation.outputs[0] not in inner:
         for place, aval in terms(operation):
           product = only_for_this(place, _PRODUCT)
-          if product and _kind(product) and _contracts_rows(product):
-            kinds[_kind(product)].append(product)
+          kind = product and _kind(product)
+          if kind and _contracts_rows(product):
+            kinds[kind].append(product)
           else:
             rest.append((place, aval))
       if any(map(_save_tiles_of_rows, kinds.values())):
@@ -434,12 +435,13 @@ def _save_tiles_of_rows(products: Sequence[Operation]) -> bool:
   return _saves_tiles([product.dims()[1] for product in products])
 
 
+def tiles(size: int) -> int:
+  """Returns the tiles of a matrix unit that rows or columns fill."""
+  return -(-size // _TILE)
+
+
 def _saves_tiles(sizes: Sequence[int]) -> bool:
   """Returns whether sizes fill fewer tiles together than each by itself."""
-
-  def tiles(size):
-    return -(-size // _TILE)
-
   return tiles(sum(sizes)) < sum(map(tiles, sizes))
 
 

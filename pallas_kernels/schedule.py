@@ -95,8 +95,6 @@ def compile_and_count(case: _aot.Case) -> list[dict[str, Any]]:
 def _compile(case: _aot.Case, dumps: pathlib.Path) -> dict[str, Any]:
   environment = os.environ | {
       "JAX_PLATFORMS": "cpu",
-      "TPU_SKIP_MDS_QUERY": "1",
-      "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
       # A compiled kernel out of the cache writes no dump.
       "JAX_ENABLE_COMPILATION_CACHE": "0",
       "LIBTPU_INIT_ARGS": " ".join(

@@ -488,9 +488,12 @@ def backward(
   )
   float_avals = floats(carry_avals)
   avals = carry_avals, x_avals, const_avals
-  # What of a step makes the next carry, and all of it there and back.
-  advance = program_lib.Program(lambda *given: step(*given)[0], *avals)
+  # All of a step, there and back, and what of it makes the next carry.
   program = program_lib.Program(transposed(step), *avals, float_avals, y_avals)
+  programs = [program]
+  if plan.group > 1:
+    advance = program_lib.Program(lambda *given: step(*given)[0], *avals)
+    programs.append(advance)
 
   def kernel(
       xs,
@@ -584,7 +587,7 @@ def backward(
       kernel,
       "fused_scan_backward",
       plan,
-      [program] + [advance] * (plan.group > 1),
+      programs,
       [
           (xs, steps),
           (consts, whole),

@@ -148,12 +148,12 @@ def choose_kept(steps: int, bytes_kept: int, most: int, chip: Chip) -> int:
   Args:
     steps: of the scan.
     bytes_kept: what the carries of all steps take in main memory.
-    most: steps whose carries fit VMEM.
+    most: steps whose carries fit VMEM, at least one.
     chip: that it runs on.
   """
   least = math.ceil(bytes_kept / (_KEPT_SHARE * chip.memory))
   fitting = range(least, min(2 * least, most) + 1)
-  return next((n for n in fitting if steps % n == 0), max(1, min(least, most)))
+  return next((n for n in fitting if steps % n == 0), min(least, most))
 
 
 def budget(device: Chip) -> int:

@@ -3,22 +3,70 @@
 """TPUs that are not there, to compile for."""
 
 import importlib.util
-import os
 
 import jax
-from jax.experimental import topologies
+import jax.numpy as jnp
 import numpy as np
+
+from pallas_kernels import _aot
+from tests.memory import testing
+from titans_jax import memory
 
 
 def devices(test, name: str) -> np.ndarray:
   """Returns a topology's devices, or skips the test."""
   if importlib.util.find_spec("libtpu") is None:
     test.skipTest("Compiling for TPU takes libtpu (the tpu extra).")
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   # What was compiled for absent devices cannot be read back.
   option = "jax_persistent_cache_min_compile_time_secs"
   test.addCleanup(jax.config.update, option, getattr(jax.config, option))
   jax.config.update(option, float("inf"))
-  topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
-  return np.array(topology.devices)
+  return _aot.devices(name)
+
+
+def compile_for(chips, fn, *arguments) -> str:
+  """Returns the text of a program compiled for one chip of a topology."""
+  mesh = jax.sharding.Mesh(chips[:1], ("data",))
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  with jax.set_mesh(mesh), jax.enable_x64(False):
+    jitted = jax.jit(fn, in_shardings=whole, out_shardings=whole)
+    return jitted.lower(*arguments).compile().as_text()
+
+
+def compile_memory(
+    test, topology: str, net, *, dim: int, chunk: int, heads: int = 2
+) -> str:
+  """Returns the text of a memory's gradients, compiled for one chip."""
+
+  def inputs():
+    drawn = testing.make_inputs(
+        net,
+        batch=1,
+        heads=heads,
+        dim=dim,
+        chunk=chunk,
+        length=2 * chunk + 1,
+        dtype=jnp.float32,
+    )
+    return drawn.tokens, drawn.params, drawn.weights
+
+  def loss(tokens, params, weights):
+    state = memory.init_state(net, weights, batch_size=1, chunk_size=chunk)
+    outputs, _ = memory.scan(
+        net,
+        state,
+        tokens["queries"],
+        tokens["keys"],
+        tokens["values"],
+        tokens["gates"],
+        params,
+        packed=True,
+        dtype="bfloat16",
+    )
+    return jnp.sum(outputs)
+
+  return compile_for(
+      devices(test, topology),
+      jax.grad(loss, argnums=(0, 1, 2)),
+      *jax.eval_shape(inputs),
+  )

@@ -3,13 +3,10 @@
 """Bytes through main memory, counted in a compiled program's text."""
 
 from absl.testing import absltest
-import jax
-import jax.numpy as jnp
 
 from experiments import _hlo
 from tests import absent_tpu
 from tests.experiments import processes
-from tests.memory import testing
 from titans_jax import memory
 
 # 4 KiB an array of [8, 128]; a row of it is a tile of its own.
@@ -124,34 +121,9 @@ class CompiledTest(absltest.TestCase):
 
   def test_reads_what_a_compiler_writes(self):
     # A memory's training step, compiled for a TPU (compiler, not measurement).
-    chips = absent_tpu.devices(self, "v5e:2x2")
-    mesh = jax.sharding.Mesh(chips[:1], ("data",))
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    net = memory.MLP()
-    inputs = jax.eval_shape(
-        lambda: (lambda i: (i.tokens, i.params, i.weights))(
-            testing.make_inputs(net, dim=32, chunk=16, dtype=jnp.float32)
-        )
+    text = absent_tpu.compile_memory(
+        self, "v5e:2x2", memory.MLP(), dim=32, chunk=16
     )
-
-    def loss(tokens, params, weights):
-      state = memory.init_state(net, weights, batch_size=2, chunk_size=16)
-      outputs, _ = memory.scan(
-          net,
-          state,
-          tokens["queries"],
-          tokens["keys"],
-          tokens["values"],
-          tokens["gates"],
-          params,
-          packed=True,
-      )
-      return jnp.sum(outputs)
-
-    grad = jax.grad(loss, (0, 1, 2))
-    jitted = jax.jit(grad, in_shardings=whole, out_shardings=whole)
-    with jax.set_mesh(mesh), jax.enable_x64(False):
-      text = jitted.lower(*inputs).compile().as_text()
     kernels = [m for m in _hlo.moved(text) if "fused_scan" in m.name]
     self.assertLen(kernels, 2)
     # The weights of a layer at the least; the compiler has some in VMEM.

@@ -20,15 +20,6 @@ from titans_jax import memory
 TOPOLOGIES = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 
 
-def compile_for(devices, fn, *arguments):
-  """Returns the text of a program compiled for one chip of a topology."""
-  mesh = jax.sharding.Mesh(devices[:1], ("data",))
-  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  with jax.set_mesh(mesh), jax.enable_x64(False):
-    jitted = jax.jit(fn, in_shardings=whole, out_shardings=whole)
-    return jitted.lower(*arguments).compile().as_text()
-
-
 def gradients(inputs, implementation):
   """Returns outputs, final state and gradients of a function of both."""
   tokens = dict(inputs.tokens)
@@ -153,42 +144,13 @@ class _Compiled(parameterized.TestCase):
   """Compiles for TPUs that are not there (compiler, not measurement)."""
 
   def check(self, chip, dim, chunk, expansion=4, heads=2):
-    net = memory.MLP(expansion=expansion)
-
-    def inputs():
-      return testing.make_inputs(
-          net,
-          batch=1,
-          heads=heads,
-          dim=dim,
-          chunk=chunk,
-          length=2 * chunk + 1,
-          dtype=jnp.float32,
-      )
-
-    shapes = jax.eval_shape(
-        lambda: (lambda i: (i.tokens, i.params, i.weights))(inputs())
-    )
-
-    def loss(tokens, params, weights):
-      state = memory.init_state(net, weights, batch_size=1, chunk_size=chunk)
-      outputs, _ = memory.scan(
-          net,
-          state,
-          tokens["queries"],
-          tokens["keys"],
-          tokens["values"],
-          tokens["gates"],
-          params,
-          packed=True,
-          dtype="bfloat16",
-      )
-      return jnp.sum(outputs)
-
-    text = compile_for(
-        absent_tpu.devices(self, chip),
-        jax.grad(loss, argnums=(0, 1, 2)),
-        *shapes
+    text = absent_tpu.compile_memory(
+        self,
+        chip,
+        memory.MLP(expansion=expansion),
+        dim=dim,
+        chunk=chunk,
+        heads=heads,
     )
     for name in ("fused_scan_forward", "fused_scan_backward"):
       self.assertIn(name, text)

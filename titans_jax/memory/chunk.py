@@ -331,33 +331,23 @@ def prepare(options: Rule, chunk: Chunk) -> Prepared:
   gates = dual.Gates(
       rows(keep), rows(eta), rows(written), rows(rate).reshape(1, -1)
   )
-  return _prepared(
-      chunk._replace(
-          queries=dual.arrange(chunk.queries),
-          keys=dual.arrange(chunk.keys),
-          values=dual.arrange(chunk.values),
-      ),
-      gates,
+
+  def flag(x):
+    return None if x is None else x.reshape(1, 1)
+
+  return Prepared(
+      queries=dual.arrange(chunk.queries),
+      keys=dual.arrange(chunk.keys),
+      values=dual.arrange(chunk.values),
+      gates=gates,
+      closes=flag(chunk.closes),
+      resets=flag(chunk.resets),
   )
 
 
 def restore(outputs: Array, loss: Array) -> tuple[Array, Array]:
   """Puts results of `step` for a chunk from `prepare` in the tokens' order."""
   return dual.restore(outputs), dual.restore(loss.T).T
-
-
-def _prepared(chunk: Chunk, gates) -> Prepared:
-  def flag(x):
-    return None if x is None else x.reshape(1, 1)
-
-  return Prepared(
-      queries=chunk.queries,
-      keys=chunk.keys,
-      values=chunk.values,
-      gates=gates,
-      closes=flag(chunk.closes),
-      resets=flag(chunk.resets),
-  )
 
 
 def with_coefficients(chunk: Prepared) -> Prepared:

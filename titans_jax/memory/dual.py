@@ -122,10 +122,10 @@ class _Inside(NamedTuple):
     """Returns what they hold at the next tokens, given those' own columns."""
     p = entered = enters = None
     if eta is None:
-      before = _times(keep, self.g, jnp.zeros_like(keep))
-      g = jnp.where(own, 1.0 if mu is None else mu, before)
+      g = jnp.where(own, 1.0 if mu is None else mu, _times(keep, self.g, 0.0))
+      g = g.astype(keep.dtype)
     else:
-      p = jnp.where(own, 1.0, _times(eta, self.p, jnp.zeros_like(eta)))
+      p = jnp.where(own, 1.0, _times(eta, self.p, 0.0)).astype(eta.dtype)
       g = _plus(_times(mu, p, p), _times(keep, self.g))
       enters = _times(eta, self.momentum, eta)
       entered = _plus(_times(mu, enters, enters), _times(keep, self.entered))

@@ -101,6 +101,35 @@ def train_step(
   return TrainState(state.step + 1, params, opt_state), metrics
 
 
+def jit_train_step(
+    model: language_model.TitansLM,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulation: int = 1,
+    z_loss: float = 0.0,
+    **options,
+):
+  """Returns (state, batch) -> what `train_step` returns, under `jax.jit`.
+
+  The state before the step is donated: it cannot be used any more.
+
+  Args:
+    model: the model.
+    optimizer: makes updates of gradients.
+    accumulation: as in `train_step`.
+    z_loss: as in `train_step`.
+    **options: of `jax.jit`, such as shardings.
+  """
+  step = functools.partial(
+      train_step,
+      model=model,
+      optimizer=optimizer,
+      accumulation=accumulation,
+      z_loss=z_loss,
+  )
+  return jax.jit(step, donate_argnums=0, **options)
+
+
 def _accumulated(grad_fn, params, batch, accumulation):
   """Averages gradients and metrics over microbatches, by scored tokens."""
   batch = jax.tree.map(

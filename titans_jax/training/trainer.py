@@ -111,15 +111,11 @@ class _Loop:
         run.optimizer, run.train.num_steps
     )
     self.batches = task.batches(self.first_step)
-    self.train_step = jax.jit(
-        functools.partial(
-            step_lib.train_step,
-            model=model,
-            optimizer=optimizer,
-            accumulation=run.train.accumulation,
-            z_loss=run.train.z_loss,
-        ),
-        donate_argnums=0,
+    self.train_step = step_lib.jit_train_step(
+        model,
+        optimizer,
+        accumulation=run.train.accumulation,
+        z_loss=run.train.z_loss,
     )
     self.evaluation = None
     self.progress = _Progress(self.first_step, run.train.num_steps)
