@@ -21,6 +21,14 @@ def gates(size, layers=2, momentum=True, mask=False, seed=0):
   return alpha, theta, eta, written
 
 
+def of_many(given):
+  """Returns the coefficients of one chunk, made as those of many are."""
+  return [
+      jax.tree.map(lambda x: x[0], c)
+      for c in dual.coefficients(jax.tree.map(lambda x: x[None], given))
+  ]
+
+
 def in_kernel(widths):
   return lambda given: dual.coefficients_in_kernel(given, widths)
 
@@ -89,7 +97,7 @@ class CoefficientsTest(parameterized.TestCase):
     drawn = gates(size, momentum=momentum, mask=mask, seed=size)
     expected = by_recurrence(*drawn)
     # A width that beta and f are repeated to, and one that they are not.
-    for make in (dual.coefficients, in_kernel((3, 130))):
+    for make in (of_many, in_kernel((3, 130))):
       self.check(
           jax.jit(lambda make=make: by_blocks(make, *drawn, mask))(), expected
       )
@@ -107,7 +115,7 @@ class CoefficientsTest(parameterized.TestCase):
 
   def test_a_long_chunk_has_more_blocks(self):
     drawn = gates(512, layers=1)
-    actual = jax.jit(lambda: by_blocks(dual.coefficients, *drawn, False))()
+    actual = jax.jit(lambda: by_blocks(of_many, *drawn, False))()
     self.check(actual, by_recurrence(*drawn))
 
   @parameterized.parameters((8, True), (8, False), (12, True))
@@ -132,7 +140,7 @@ class CoefficientsTest(parameterized.TestCase):
 
     expected = gradients(with_eta(by_recurrence))
     # One column each, so that all have the same leaves.
-    for make in (dual.coefficients, in_kernel((130, 130))):
+    for make in (of_many, in_kernel((130, 130))):
       actual = gradients(
           with_eta(lambda *given, make=make: by_blocks(make, *given, True))
       )

@@ -350,13 +350,13 @@ def restore(outputs: Array, loss: Array) -> tuple[Array, Array]:
   return dual.restore(outputs), dual.restore(loss.T).T
 
 
-def with_coefficients(chunk: Prepared) -> Prepared:
-  """Returns the chunk with its coefficients, which do not depend on the carry.
+def with_coefficients(chunks: Prepared) -> Prepared:
+  """Returns chunks [B, H, N] with coefficients, which do not depend on the carry.
 
   A kernel makes them chunk by chunk, where main memory never sees them; without
   one they are made for all chunks at once.
   """
-  return chunk._replace(gates=dual.coefficients(chunk.gates))
+  return chunks._replace(gates=dual.coefficients(chunks.gates))
 
 
 def over_chunks(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -98,18 +98,16 @@ def restore(x: Array) -> Array:
   return jnp.swapaxes(blocks, 0, 1).reshape(x.shape)
 
 
-class _Inside(NamedTuple):
-  """What the recurrences inside the blocks hold at their tokens i, [c, L b].
-
-  Of a value that enters a block there are leads: how far it reaches the token,
-  [c, L b] or [c, 1].
+class _Rows(NamedTuple):
+  """What the recurrences hold at a token of each block, [c, L b], counted from
+  the block's start; or, entering blocks, from the chunk's.
 
   Attributes:
-    p: P's rows, columns of the own block; None without momentum.
-    g: likewise G's, but for theta.
-    weights: the lead of a W, the product of 1 - alpha from the block's start.
-    momentum: the lead of an S, the product of eta; None without momentum.
-    entered: W's share of an S that entered the block, or None.
+    p: P's rows; None without momentum.
+    g: G's rows, but for theta.
+    weights: W's share of W at the start, [c, L b] or [c, 1].
+    momentum: S's share of S at the start, likewise; None without momentum.
+    entered: W's share of S at the start, or None.
   """
 
   p: Any = None
@@ -118,7 +116,7 @@ class _Inside(NamedTuple):
   momentum: Any = None
   entered: Any = None
 
-  def follow(self, own: Array, keep, eta, mu) -> _Inside:
+  def follow(self, own: Array, keep, eta, mu) -> _Rows:
     """Returns what they hold at the next tokens, given those' own columns."""
     p = entered = enters = None
     if eta is None:
@@ -129,7 +127,20 @@ class _Inside(NamedTuple):
       g = _plus(_times(mu, p, p), _times(keep, self.g))
       enters = _times(eta, self.momentum, eta)
       entered = _plus(_times(mu, enters, enters), _times(keep, self.entered))
-    return _Inside(p, g, _times(keep, self.weights, keep), enters, entered)
+    return _Rows(p, g, _times(keep, self.weights, keep), enters, entered)
+
+  def after(self, before: _Rows) -> _Rows:
+    """Returns what they hold when `before` is what entered the blocks."""
+    p = momentum = entered = None
+    weights = self.weights * before.weights
+    g = self.g + self.weights * before.g
+    if self.momentum is not None:
+      g = g + self.entered * before.p
+      entered = self.weights * before.entered + self.entered * before.momentum
+      momentum = self.momentum * before.momentum
+      if self.p is not None:
+        p = self.p + self.momentum * before.p
+    return _Rows(p, g, weights, momentum, entered)
 
 
 def _own_columns(i, count: int, layers: int, size: int) -> Array:
@@ -139,8 +150,43 @@ def _own_columns(i, count: int, layers: int, size: int) -> Array:
 
 
 def coefficients(gates: Gates) -> list[Coefficients]:
-  """Returns every layer's coefficients, rows and columns as arranged."""
-  layers, size = gates.keep.shape
+  """Returns every layer's coefficients of many chunks.
+
+  Args:
+    gates: leaves [..., N, L, b], [..., N, 1, b] or [..., N, 1, L b].
+
+  Returns:
+    Coefficients of each layer, leaves [..., N, r, c], rows and columns as
+    arranged.
+  """
+  *lead, chunks, layers, size = gates.keep.shape
+
+  def by_layer(x):
+    # Next to the chunks: XLA's CPU backend cannot reduce more than five axes.
+    x = x.reshape(*lead, chunks, -1, size)
+    x = jnp.broadcast_to(x, (*lead, chunks, layers, size))
+    return x.reshape(*lead, chunks * layers, size)
+
+  of_layer = _of_layer
+  for _ in range(len(lead) + 1):
+    of_layer = jax.vmap(of_layer)
+
+  def split(x):
+    x = x.reshape(*lead, chunks, layers, *x.shape[-2:])
+    parts = jnp.split(x, layers, axis=-3)
+    return [jnp.squeeze(part, -3) for part in parts]
+
+  made = of_layer(jax.tree.map(by_layer, gates))
+  parts = [None if x is None else split(x) for x in made]
+  return [
+      Coefficients(*(None if x is None else x[layer] for x in parts))
+      for layer in range(layers)
+  ]
+
+
+def _of_layer(gates: Gates) -> Coefficients:
+  """Returns a layer's coefficients for a chunk, given its gates [b]."""
+  (size,) = gates.keep.shape
   count = _blocks(size)
   steps = size // count
 
@@ -150,26 +196,35 @@ def coefficients(gates: Gates) -> list[Coefficients]:
     after = before.follow(own, *token)
     return after, after._replace(p=None)
 
+  def enter(before, last):
+    return last.after(before), before
+
+  keep, eta, mu = jax.tree.map(lambda x: x.reshape(steps, count, 1), gates[:3])
+  zeros, ones = jnp.zeros((count, size), keep.dtype), jnp.ones_like(keep[0])
+  start = _Rows(g=zeros, weights=ones)
+  if eta is not None:
+    start = _Rows(zeros, zeros, ones, ones, zeros[:, :1])
+  last, inside = jax.lax.scan(follow, start, (jnp.arange(steps), keep, eta, mu))
+  start = jax.tree.map(lambda x: x[0], start)
+  end, entering = jax.lax.scan(enter, start, last)
+  inside, rate = inside.after(entering), gates.learning_rate
+
   def rows(x):  # [b / c, c, ...] -> [b, ...]
-    return x.reshape(size, -1)
+    return None if x is None else x.reshape(size, -1)
 
-  def of_layer(layer: int) -> Coefficients:
-    def by_token(x):  # [L, b] -> [b / c, c, 1]
-      return x[layer % len(x)].reshape(steps, count, 1)
+  def row(x):  # [...] -> [1, ...]
+    return None if x is None else x[None]
 
-    tokens = keep, eta, _ = jax.tree.map(by_token, gates[:3])
-    zeros = jnp.zeros((count, size), keep.dtype)
-    ones = jnp.ones_like(keep[0])
-    start = _Inside(g=zeros, weights=ones)
-    if eta is not None:
-      start = _Inside(zeros, zeros, ones, ones, zeros[:, :1])
-    last, inside = jax.lax.scan(follow, start, (jnp.arange(steps), *tokens))
-    rate = gates.learning_rate[:, layer * size : (layer + 1) * size]
-    joined = _joined(rate, last, lambda fn: jax.tree.map(rows, fn(inside)))
-    last_row = jax.tree.map(lambda x: x[-1:], joined[3:])
-    return Coefficients(*joined[:3], *last_row)
-
-  return [of_layer(layer) for layer in range(layers)]
+  return Coefficients(
+      weights=rows(inside.weights),
+      momentum=rows(inside.entered),
+      gradients=rows(inside.g) * rate,
+      last_weights=row(end.weights),
+      last_momentum=row(end.entered),
+      last_gradients=row(end.g * rate),
+      momentum_kept=row(end.momentum),
+      momentum_gradients=None if eta is None else row(end.p * rate),
+  )
 
 
 def coefficients_in_kernel(
@@ -193,15 +248,21 @@ def coefficients_in_kernel(
     return [None] * steps if x is None else jnp.split(x, steps)
 
   tokens = zip(*map(by_token, _over_lanes(layers, dtype, gates[:3])))
-  inside = [_Inside()]
+  inside = [_Rows()]
   for i, token in enumerate(tokens):
     own = _own_columns(i, count, layers, size)
     inside.append(inside[-1].follow(own, *token))
-  together = _joined(
-      gates.learning_rate,
-      inside[-1],
-      lambda fn: jax.tree.map(_concatenate, *map(fn, inside[1:])),
+  last = inside[-1]
+  entering, p, m = _entering(last)
+
+  def in_chunk(rows: _Rows):
+    rows = rows._replace(p=None).after(entering)
+    return rows.weights, rows.entered, rows.g * gates.learning_rate
+
+  weights, momentum, gradients = jax.tree.map(
+      _concatenate, *map(in_chunk, inside[1:])
   )
+  n = None if p is None else p[-1:] * gates.learning_rate
 
   def by_layer(x):
     return [None] * layers if x is None else jnp.split(x, layers, axis=1)
@@ -230,7 +291,8 @@ def coefficients_in_kernel(
     )
 
   of_layers = zip(
-      *map(by_layer, together[:3]), *map(last_by_layer, together[3:])
+      *map(by_layer, (weights, momentum, gradients)),
+      *map(last_by_layer, (*in_chunk(last), m, n)),
   )
   return [
       narrow(Coefficients(*each), width)
@@ -238,44 +300,20 @@ def coefficients_in_kernel(
   ]
 
 
-def _joined(
-    rate: Array,
-    last: _Inside,
-    rows: Callable[[Callable[[_Inside], Any]], Any],
-) -> Coefficients:
-  """Joins the blocks.
-
-  Args:
-    rate: theta, [1, L b].
-    last: what holds at the last tokens of the blocks.
-    rows: a function of what holds at tokens i -> its results for all, rows.
-
-  Returns:
-    Coefficients of all layers, side by side. The last token's are the last row
-    of what should be them.
-  """
-  betas = _products(last.weights)
-  enters_beta, momentum = _before(betas, 1), last.momentum is not None
-  g, m = last.g, None
-  if momentum:
-    p = rule.solve(last.momentum, last.p)
-    m = _products(last.momentum)
-    enters_p, enters_m = _before(p), _before(m, 1)
-    g = g + last.entered * enters_p
-    enters_f = _before(rule.solve(last.weights, last.entered * enters_m))
-  enters_g = _before(rule.solve(last.weights, g))
-
-  def of_token(token: _Inside):
-    """Returns beta, f and G."""
-    beta, f = token.weights * enters_beta, None
-    g = token.g + token.weights * enters_g
-    if momentum:
-      g = g + token.entered * enters_p
-      f = token.weights * enters_f + token.entered * enters_m
-    return beta, f, g * rate
-
-  last_n = p[-1:] * rate if momentum else None
-  return Coefficients._make((*rows(of_token), *of_token(last), m, last_n))
+def _entering(last: _Rows) -> tuple[_Rows, Array | None, Array | None]:
+  """Returns what enters the blocks, given what holds at their last tokens; and
+  P's rows and m there, counted from the chunk's start."""
+  weights = _before(_products(last.weights), 1)
+  if last.momentum is None:
+    g = _before(rule.solve(last.weights, last.g))
+    return _Rows(g=g, weights=weights), None, None
+  p = rule.solve(last.momentum, last.p)
+  m = _products(last.momentum)
+  enters_p, momentum = _before(p), _before(m, 1)
+  g = last.g + last.entered * enters_p
+  entered = _before(rule.solve(last.weights, last.entered * momentum))
+  g = _before(rule.solve(last.weights, g))
+  return _Rows(enters_p, g, weights, momentum, entered), p, m
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -173,7 +173,7 @@ def _scan_scalar(options, carry, chunks, constants, *, group, recompute):
     return lax_scan(
         step,
         carry,
-        over_chunks(chunk_lib.with_coefficients)(prepared),
+        chunk_lib.with_coefficients(prepared),
         constants,
         group=group,
         recompute=recompute,
