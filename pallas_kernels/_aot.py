@@ -55,6 +55,8 @@ class Case:
     heads: H.
     tile: heads that a program runs in lockstep; None: by tuning.
     group: chunks between carries that are kept; None: by tuning.
+    documents: whether documents start, and end, inside the scan.
+    dtype: of the products' operands.
   """
 
   chip: str
@@ -64,6 +66,8 @@ class Case:
   heads: int
   tile: int | None = None
   group: int | None = None
+  documents: bool = False
+  dtype: str = "bfloat16"
 
   @property
   def net(self) -> memory.MLP:
@@ -133,31 +137,39 @@ def compile_case(case: Case) -> dict[str, Any]:
 def _scan_arguments(case: Case):
   """Returns the step, and shapes of (init, xs, consts), as `memory.scan` has
   them."""
-  options = chunk_lib.Rule(case.net, dtype=jnp.dtype("bfloat16"))
+  options = chunk_lib.Rule(case.net, dtype=jnp.dtype(case.dtype))
   shapes = case.net.layer_shapes(case.head_dim)
   lead, tokens = (1, case.heads), (case.chunks, case.chunk)
 
-  def array(*shape):
-    return jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)
+  def array(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct((*lead, *shape), dtype)
 
   def token(width):
     return array(*tokens, width)
 
+  def flags(*shape):
+    return array(*shape, dtype=jnp.bool_) if case.documents else None
+
   weights = tuple(array(*shape) for shape in shapes)
+  carry = jax.eval_shape(chunk_lib.turn, chunk_lib.Carry(weights, weights))
   chunks = chunk_lib.Chunk(
       *[token(case.head_dim)] * 3,
       forget=(token(1),) * len(shapes),
       learning_rate=token(len(shapes)),
       momentum=token(len(shapes)),
-      written=None,
+      written=flags(*tokens),
+      closes=flags(tokens[0]),
+      resets=flags(tokens[0]),
   )
   arguments = (
-      jax.eval_shape(chunk_lib.turn, chunk_lib.Carry(weights, weights)),
+      carry,
       jax.eval_shape(
           chunk_lib.over_chunks(functools.partial(chunk_lib.prepare, options)),
           chunks,
       ),
-      chunk_lib.Constants({"gain": array(case.head_dim)}),
+      chunk_lib.Constants(
+          {"gain": array(case.head_dim)}, carry if case.documents else None
+      ),
   )
   return chunk_lib.Step(options), arguments
 

@@ -132,8 +132,8 @@ class _Bytes:
 
   @property
   def fixed_forward(self) -> int:
-    """The carries before and after a step, and consts."""
-    return 2 * self.carry + self.consts
+    """The carries before and after a step, consts, and what waits at once."""
+    return 2 * self.carry + self.consts + 2 * self.work // 3
 
   @property
   def fixed_backward(self) -> int:
@@ -270,7 +270,7 @@ class _Problem:
     chip = tuning.chip()
     budget = tuning.budget(chip)
     needed = self._bytes()
-    flops = self.program.flops()
+    flops = self.program.unit_flops()
     tiles = [
         tuning.choose_tile(self.axes, flops, bytes_per_instance, budget)
         if tile is None
@@ -423,22 +423,20 @@ def _bytes(aval) -> int:
 
 
 def _work_bytes(program: program_lib.Program) -> int:
-  """Estimates what the way back needs of a step's way there."""
-  return (
-      sum(
-          _bytes(aval)
-          for operation in program.operations
-          for aval in operation.out_avals
-          if operation.name
-          not in (
-              "broadcast_in_dim",
-              "reshape",
-              "concatenate",
-              "convert_element_type",
-          )
-      )
-      // 3
+  """Estimates what the way back needs of a step's way there.
+
+  A third of its results, and of products of float32 the operands' bfloat16
+  parts, of which the way back has as many again, twice. By what the compiler
+  took for the presets' kernels.
+  """
+  free = ("broadcast_in_dim", "reshape", "concatenate", "convert_element_type")
+  results = sum(
+      _bytes(aval)
+      for operation in program.operations
+      if operation.name not in free
+      for aval in operation.out_avals
   )
+  return results // 3 + 4 * sum(map(_bytes, program.split_operands()))
 
 
 def _check_axes(leaves, rank: int):

@@ -101,6 +101,16 @@ class Operation:
     k = math.prod(left[axis] for axis in contracted)
     return math.prod(left) // k, k, math.prod(right) // k
 
+  def passes(self) -> int:
+    """Returns how often a matrix unit, which multiplies bfloat16, makes it."""
+    if self.in_avals[0].dtype != jnp.float32:
+      return 1
+    precision = self.params["precision"] or (None,)
+    return {
+        jax.lax.Precision.HIGH: 3,
+        jax.lax.Precision.HIGHEST: 6,
+    }.get(precision[0], 1)
+
 
 class Program:
   """The operations of a function of arrays: calls inlined, dead ones left out.
@@ -354,7 +364,26 @@ class Program:
 
   def products(self) -> list[tuple[int, int, int]]:
     """Returns (M, K, N) of every matrix product."""
-    return [op.dims() for op in self.operations if op.name in _PRODUCT]
+    return [op.dims() for op in self._products()]
+
+  def unit_flops(self) -> int:
+    """Returns `flops`, counted as often as a matrix unit makes them."""
+    return sum(
+        2 * math.prod(op.dims()) * op.passes() for op in self._products()
+    )
+
+  def split_operands(self) -> list[Any]:
+    """Returns the operands of products that take several passes, which are
+    split into bfloat16 parts."""
+    return [
+        aval
+        for op in self._products()
+        if op.passes() > 1
+        for aval in op.in_avals
+    ]
+
+  def _products(self) -> list[Operation]:
+    return [op for op in self.operations if op.name in _PRODUCT]
 
   def transcendentals(self) -> int:
     names = ("exp", "exp2", "log", "logistic", "rsqrt", "sqrt", "tanh")

@@ -105,7 +105,8 @@ def choose_tile(
 
   Args:
     axes: sizes of the parallel axes.
-    flops: of the products of one step of one instance.
+    flops: of the products of one step of one instance, as the matrix unit makes
+      them: float32 in several passes.
     bytes_per_instance: VMEM that an instance needs.
     budget: bytes of VMEM.
   """

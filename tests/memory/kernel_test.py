@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import pytest
 
 import pallas_kernels
+from pallas_kernels import _aot
 from tests import absent_tpu
 from tests.memory import testing
 import titans_jax as titans
 from titans_jax import memory
-
-TOPOLOGIES = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 
 
 def gradients(inputs, implementation):
@@ -143,26 +142,35 @@ class KernelTest(parameterized.TestCase):
 class _Compiled(parameterized.TestCase):
   """Compiles for TPUs that are not there (compiler, not measurement)."""
 
-  def check(self, chip, dim, chunk, expansion=4, heads=2):
+  def check(self, topology, dim, chunk):
     text = absent_tpu.compile_memory(
-        self,
-        chip,
-        memory.MLP(expansion=expansion),
-        dim=dim,
-        chunk=chunk,
-        heads=heads,
+        self, topology, memory.MLP(), dim=dim, chunk=chunk
     )
     for name in ("fused_scan_forward", "fused_scan_backward"):
       self.assertIn(name, text)
     # No scan over chunks beside it.
     self.assertNotIn("while(", text)
 
+  def check_kernels(self, chip, heads, dim, chunk, dtype="bfloat16"):
+    """Compiles the kernels of 4,096 tokens with documents in them."""
+    absent_tpu.devices(self, _aot.TOPOLOGIES[chip])
+    case = _aot.Case(
+        chip, dim, 4 * dim, chunk, heads, documents=True, dtype=dtype
+    )
+    with jax.enable_x64(False):
+      cut = _aot.compile_case(case)
+    for direction in ("forward", "backward"):
+      self.assertGreater(cut[direction]["vmem_bytes"], 0)
+
 
 class CompiledTest(_Compiled):
 
-  @parameterized.parameters(("v5e:2x2", 48, 16), ("v5p:2x2x1", 128, 64))
-  def test_presets(self, chip, dim, chunk):
-    self.check(chip, dim, chunk)
+  def test_through_the_scan(self):
+    self.check("v5e:2x2", dim=48, chunk=16)
+
+  def test_float32_fits_too(self):
+    # A product's operands are split into parts, which take VMEM.
+    self.check_kernels("v5p", heads=16, dim=96, chunk=16, dtype="float32")
 
   def test_falls_back_where_vmem_is_too_small(self):
     # Heads of 256 channels, weights and momentum of 4 MiB, on v4
@@ -193,24 +201,30 @@ class CompiledTest(_Compiled):
 
 
 def _preset_sizes():
-  """Returns (head dimension, chunk) of every preset, each once."""
+  """Returns (heads, head dimension, chunk) of the presets, each kernel once."""
   makers = [
       make
       for name, make in vars(titans.presets).items()
       if name == "tiny" or name.startswith("titans_")
   ]
-  return sorted({(c.head_dim, c.chunk_size) for c in (m() for m in makers)})
+  sizes = set()
+  for config in (make() for make in makers):
+    # A program of large heads has at most four: more are the same program again.
+    fours = config.head_dim == 128 and config.num_heads % 4 == 0
+    heads = 4 if fours else config.num_heads
+    sizes.add((heads, config.head_dim, config.chunk_size))
+  return sorted(sizes)
 
 
 # On the class: absl's parameterized methods lose a mark of their own.
 @pytest.mark.slow
 class EveryPresetTest(_Compiled):
 
-  @parameterized.product(chip=TOPOLOGIES, sizes=_preset_sizes())
+  @parameterized.product(chip=list(_aot.TOPOLOGIES), sizes=_preset_sizes())
   def test_compiles(self, chip, sizes):
-    if chip.startswith("v4") and sizes[0] == 256:
+    if chip == "v4" and sizes[1] == 256:
       self.skipTest("Does not fit v4's VMEM, as tested above.")
-    self.check(chip, *sizes)
+    self.check_kernels(chip, *sizes)
 
 
 if __name__ == "__main__":
