@@ -120,7 +120,7 @@ class _Bytes:
     forward: likewise a step's blocks of the forward kernel.
     backward: those of the backward kernel, and the step's carry.
     work: what the backward kernel leaves in VMEM from a step's way there for
-      its way back.
+      its way back. In the forward kernel two thirds of it wait at once.
   """
 
   carry: int

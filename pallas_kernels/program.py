@@ -103,13 +103,14 @@ class Operation:
 
   def passes(self) -> int:
     """Returns how often a matrix unit, which multiplies bfloat16, makes it."""
-    if self.in_avals[0].dtype != jnp.float32:
+    precision = self.params["precision"]
+    # A pair; or an algorithm, or None for the default.
+    if self.in_avals[0].dtype != jnp.float32 or not isinstance(
+        precision, tuple
+    ):
       return 1
-    precision = self.params["precision"] or (None,)
-    return {
-        jax.lax.Precision.HIGH: 3,
-        jax.lax.Precision.HIGHEST: 6,
-    }.get(precision[0], 1)
+    passes = {jax.lax.Precision.HIGH: 3, jax.lax.Precision.HIGHEST: 6}
+    return passes.get(precision[0], 1)
 
 
 class Program:

@@ -24,31 +24,22 @@ def devices(test, name: str) -> np.ndarray:
   return _aot.devices(name)
 
 
-def compile_for(chips, fn, *arguments) -> str:
-  """Returns the text of a program compiled for one chip of a topology."""
-  mesh = jax.sharding.Mesh(chips[:1], ("data",))
-  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  with jax.set_mesh(mesh), jax.enable_x64(False):
-    jitted = jax.jit(fn, in_shardings=whole, out_shardings=whole)
-    return jitted.lower(*arguments).compile().as_text()
-
-
-def compile_memory(
-    test, topology: str, net, *, dim: int, chunk: int, heads: int = 2
-) -> str:
+def compile_memory(test, topology: str, *, dim: int, chunk: int) -> str:
   """Returns the text of a memory's gradients, compiled for one chip."""
+  net = memory.MLP()
 
   def inputs():
     drawn = testing.make_inputs(
         net,
         batch=1,
-        heads=heads,
         dim=dim,
         chunk=chunk,
         length=2 * chunk + 1,
         dtype=jnp.float32,
     )
     return drawn.tokens, drawn.params, drawn.weights
+
+  shapes = jax.eval_shape(inputs)
 
   def loss(tokens, params, weights):
     state = memory.init_state(net, weights, batch_size=1, chunk_size=chunk)
@@ -65,8 +56,9 @@ def compile_memory(
     )
     return jnp.sum(outputs)
 
-  return compile_for(
-      devices(test, topology),
-      jax.grad(loss, argnums=(0, 1, 2)),
-      *jax.eval_shape(inputs),
-  )
+  mesh = jax.sharding.Mesh(devices(test, topology)[:1], ("data",))
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  grad = jax.grad(loss, argnums=(0, 1, 2))
+  with jax.set_mesh(mesh), jax.enable_x64(False):
+    jitted = jax.jit(grad, in_shardings=whole, out_shardings=whole)
+    return jitted.lower(*shapes).compile().as_text()

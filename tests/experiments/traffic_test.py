@@ -7,7 +7,6 @@ from absl.testing import absltest
 from experiments import _hlo
 from tests import absent_tpu
 from tests.experiments import processes
-from titans_jax import memory
 
 # 4 KiB an array of [8, 128]; a row of it is a tile of its own.
 _PROGRAM = """
@@ -121,9 +120,7 @@ class CompiledTest(absltest.TestCase):
 
   def test_reads_what_a_compiler_writes(self):
     # A memory's training step, compiled for a TPU (compiler, not measurement).
-    text = absent_tpu.compile_memory(
-        self, "v5e:2x2", memory.MLP(), dim=32, chunk=16
-    )
+    text = absent_tpu.compile_memory(self, "v5e:2x2", dim=32, chunk=16)
     kernels = [m for m in _hlo.moved(text) if "fused_scan" in m.name]
     self.assertLen(kernels, 2)
     # The weights of a layer at the least; the compiler has some in VMEM.

@@ -15,11 +15,11 @@ once, from register to register, without moving anything. What enters block r is
 what the recurrences hold at the end of block r - 1, one short recurrence over
 rows; with it, a token's row is
 
-    G[t,:] = inside[t,:] + lead_k[t] G[s,:] + lead_w[t] P[s,:],    s before r.
+    G[t,:] = g[t,:] + weights[t] G[s,:] + entered[t] P[s,:],    s before r,
 
-There is no logarithm and no division: exact also for alpha = 1 and eta = 0.
-Columns are those of all layers next to each other, layer l and token j at l b +
-j, so that registers are full.
+with the shares that `_Rows` has. There is no logarithm and no division: exact
+also for alpha = 1 and eta = 0. In a kernel columns are those of all layers next
+to each other, layer l and token j at l b + j, so that registers are full.
 """
 
 from __future__ import annotations
@@ -173,15 +173,10 @@ def coefficients(gates: Gates) -> list[Coefficients]:
 
   def split(x):
     x = x.reshape(*lead, chunks, layers, *x.shape[-2:])
-    parts = jnp.split(x, layers, axis=-3)
-    return [jnp.squeeze(part, -3) for part in parts]
+    return [jnp.squeeze(part, -3) for part in jnp.split(x, layers, axis=-3)]
 
-  made = of_layer(jax.tree.map(by_layer, gates))
-  parts = [None if x is None else split(x) for x in made]
-  return [
-      Coefficients(*(None if x is None else x[layer] for x in parts))
-      for layer in range(layers)
-  ]
+  leaves, structure = jax.tree.flatten(of_layer(jax.tree.map(by_layer, gates)))
+  return [structure.unflatten(layer) for layer in zip(*map(split, leaves))]
 
 
 def _of_layer(gates: Gates) -> Coefficients:
