@@ -122,6 +122,23 @@ def floats(tree):
   ]
 
 
+def seen(state):
+  """Returns a memory's state with zeros at its open chunk's free places."""
+
+  def clear(x, axis):
+    filled = jnp.arange(state.chunk_size) < state.count[:, None]
+    rows, places = x.shape[0], x.shape[axis]
+    shape = [1] * x.ndim
+    shape[0], shape[axis] = rows, places
+    return jnp.where(filled.reshape(shape), x, jnp.zeros_like(x))
+
+  opened = jax.tree.map(
+      lambda x: clear(x, 2), state.open._replace(written=None)
+  )
+  opened = opened._replace(written=clear(state.open.written, 1))
+  return dataclasses.replace(state, open=opened)
+
+
 def assert_close(actual, expected, tolerance):
   """Compares leaf by leaf, relative to each leaf's largest value."""
   actual, expected = jax.tree.leaves(actual), jax.tree.leaves(expected)

@@ -10,17 +10,17 @@ distance would grow without bound.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Sequence
 
 from absl import logging
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from titans_jax.layers import linear
 from titans_jax.layers import rotary
 from titans_jax.layers import splash
-from titans_jax.memory import conditional
 from titans_jax.memory import layout as layout_lib
 from titans_jax.memory import products
 from titans_jax.memory import sharding
@@ -57,47 +57,49 @@ def attend(
     queries: Array,
     rotated: Array,
     prefix: KeysValues,
-    sequence: KeysValues,
+    parts: Sequence[KeysValues],
     mask: Array,
 ) -> Array:
-  """Softmax attention over [prefix | sequence], under any mask.
+  """Softmax attention over [prefix | parts of the sequence], under any mask.
 
-  Two products of scores and one softmax: neither keys nor values are copied,
-  which for one token is most of the cost.
+  A product of scores for each and one softmax: neither keys nor values are
+  copied, which for one token is most of the cost.
 
   Args:
     queries: unrotated, for the prefix, [B, T, H, D].
     rotated: for the sequence, [B, T, H, D].
     prefix: [1, N_p, H, D]; every query sees all of it.
-    sequence: [B, S, H, D].
-    mask: bool [B or 1, T, S], True where a query sees a key of the sequence.
+    parts: of the sequence, [B, S, H, D] each.
+    mask: bool [B or 1, T, S], True where a query sees a key, of each part.
 
   Returns:
     [B, T, H, D].
   """
   dtype = products.at_least_float32(queries.dtype)
-  size = prefix.keys.shape[1]
   product = functools.partial(jnp.einsum, preferred_element_type=dtype)
-  to_prefix = product("bthd,nhd->bhtn", queries, prefix.keys[0])
-  scores = product("bthd,bshd->bhts", rotated, sequence.keys)
-  scores = jnp.where(mask[:, None], scores, jnp.finfo(dtype).min)
-  scores = jnp.concatenate([to_prefix, scores], axis=-1)
-  weights = jax.nn.softmax(scores * queries.shape[-1] ** -0.5, axis=-1)
-  weights = weights.astype(queries.dtype)
-  outputs = product("bhts,bshd->bthd", weights[..., size:], sequence.values)
-  outputs += product("bhtn,nhd->bthd", weights[..., :size], prefix.values[0])
-  return outputs.astype(queries.dtype)
+  scores = [product("bthd,nhd->bhtn", queries, prefix.keys[0])]
+  for part in parts:
+    score = product("bthd,bshd->bhts", rotated, part.keys)
+    scores.append(jnp.where(mask[:, None], score, jnp.finfo(dtype).min))
+  ends = np.cumsum([score.shape[-1] for score in scores])[:-1]
+  scores = jnp.concatenate(scores, axis=-1) * queries.shape[-1] ** -0.5
+  weights = jax.nn.softmax(scores, axis=-1).astype(queries.dtype)
+  to_prefix, *to_parts = jnp.split(weights, ends, axis=-1)
+  # Heads first, as a product gives them: else XLA turns the values instead.
+  outputs = product("bhtn,nhd->bhtd", to_prefix, prefix.values[0])
+  for weights, part in zip(to_parts, parts):
+    outputs += product("bhts,bshd->bhtd", weights, part.values)
+  return jnp.swapaxes(outputs, 1, 2).astype(queries.dtype)
 
 
 def attend_causally(
     queries: Array,
     rotated: Array,
     prefix: KeysValues,
-    sequence: KeysValues,
+    parts: Sequence[KeysValues],
     positions: Array | None = None,
     *,
     window: int,
-    parts: int = 1,
 ) -> Array:
   """Softmax attention over the prefix and the keys behind every query.
 
@@ -108,24 +110,22 @@ def attend_causally(
     queries: unrotated, for the prefix, [B, T, H, D].
     rotated: for the sequence, [B, T, H, D].
     prefix: [1, N_p, H, D]; every query sees all of it.
-    sequence: [B, S, H, D]; each of its equal parts ends at the last query, and
-      a query sees `window` keys of each part, the last at its own place.
+    parts: of the sequence, [B, S, H, D] each. Every part ends at the last
+      query, and a query sees `window` keys of it, the last at its own place.
     positions: int32 [B or 1, T], the place of each query in its document: how
       far back it sees at most; None: as far as the keys go.
     window: W, static.
-    parts: of the sequence. With more than one, T may not exceed the window.
 
   Returns:
     [B, T, H, D].
   """
-  static = {"window": window, "parts": parts}
-  plain = functools.partial(_attend_in_blocks, **static)
-  arguments = (queries, rotated, prefix, sequence, positions)
+  plain = functools.partial(_attend_in_blocks, window=window)
+  arguments = (queries, rotated, prefix, tuple(parts), positions)
   reason = splash.why_not(queries)
   if reason:
     _log_once(f"Attention without kernels on TPU too, because {reason}.")
     return plain(*arguments)
-  kernels = functools.partial(splash.attend, **static)
+  kernels = functools.partial(splash.attend, window=window)
   return jax.lax.platform_dependent(
       *arguments,
       tpu=lambda *x: sharding.over_rows_and_heads(kernels, *x, heads=2),
@@ -138,18 +138,15 @@ def _log_once(message: str) -> None:
   logging.info(message)
 
 
-def _attend_in_blocks(
-    queries, rotated, prefix, sequence, positions, *, window, parts
-):
+def _attend_in_blocks(queries, rotated, prefix, parts, positions, *, window):
   """`attend_causally` by `attend`; time and memory are linear in T."""
   batch, length, *_ = queries.shape
-  size = sequence.keys.shape[1] // parts
+  size = parts[0].keys.shape[1]
   if positions is None:
     positions = jnp.arange(size - length, size)[None]
   if length <= window:
     mask = _behind_mask(positions, size, window)
-    mask = jnp.tile(mask, parts)
-    return attend(queries, rotated, prefix, sequence, mask)
+    return attend(queries, rotated, prefix, parts, mask)
   # A block of queries sees keys of its own block and of the one before it.
   pad = -length % window
   blocks = (length + pad) // window
@@ -168,10 +165,10 @@ def _attend_in_blocks(
     both = jnp.concatenate([x[:, :-1], x[:, 1:]], axis=2)
     return both.reshape(batch * blocks, 2 * window, *x.shape[3:])
 
-  sequence = KeysValues(*map(with_previous, sequence))
+  parts = jax.tree.map(with_previous, parts)
   positions = jnp.broadcast_to(positions, (batch, length))
   mask = _behind_mask(fold(positions), 2 * window, window)
-  outputs = attend(fold(queries), fold(rotated), prefix, sequence, mask)
+  outputs = attend(fold(queries), fold(rotated), prefix, parts, mask)
   outputs = outputs.reshape(batch, length + pad, *outputs.shape[2:])
   return outputs[:, :length]
 
@@ -281,7 +278,7 @@ class WindowAttention(Attention):
         rotated,
         state.prefix,
         # Fresh rows have no history to look at.
-        new if fresh else history,
+        [new if fresh else history],
         None if fresh and layout.starts is None else positions,
         window=self.window,
     )
@@ -332,32 +329,21 @@ class WindowAttention(Attention):
     keys, values = self.keys_values(x)
     new = KeysValues(self.rotate(keys, positions), values)
     place = token.position % self.window
-    ring = clear_rows(token.starts, state.ring)
-    ring = jax.tree.map(
-        lambda r, x: put_token(r, x, place, token.mask), ring, new
-    )
+    ring = put_token(state.ring, new, place, token.mask)
     behind = (positions - jnp.arange(self.window)) % self.window
     seen = behind <= positions
-    outputs = attend(queries, rotated, state.prefix, ring, seen[:, None])
+    outputs = attend(queries, rotated, state.prefix, [ring], seen[:, None])
     return self.output(outputs), WindowState(ring, state.prefix)
 
 
-def clear_rows(rows: Array | None, caches):
-  """Returns caches, leaves [B, ...], with zeros in the rows that are True."""
-  if rows is None:
-    return caches
+def put_token(
+    cache: KeysValues, token: KeysValues, place: Array, mask: Array | None
+) -> KeysValues:
+  """Puts a token [B, 1, H, D] at place[b] of [B, S, H, D], where it is real.
 
-  def clear(caches, rows):
-    zeros = jax.tree.map(jnp.zeros_like, caches)
-    return layout_lib.select_rows(rows, zeros, caches)
-
-  return conditional.change_if(clear, jnp.any(rows), caches, rows)
-
-
-def put_token(cache: Array, token: Array, place: Array, mask) -> Array:
-  """Puts a token [B, 1, ...] at place[b] of [B, S, ...], where it is real."""
-  token = token.astype(cache.dtype)
-  if mask is not None:
-    old = layout_lib.rows_at(cache, place, 1)
-    token = layout_lib.select_rows(mask, token, old)
-  return layout_lib.put_rows(cache, token, place)
+  What stood in the cache before, of an earlier document say, stays there: no
+  query sees it, and to clear it would be to write the cache at every token.
+  """
+  return jax.tree.map(
+      lambda x, new: layout_lib.put_token(x, new, place, mask), cache, token
+  )

@@ -21,8 +21,9 @@ And it has no place for documents: their segment ids would hide the prefix.
 
 from __future__ import annotations
 
+from concurrent import futures
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, Sequence
 
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import (
@@ -59,11 +60,10 @@ def attend(
     queries: Array,
     rotated: Array,
     prefix: tuple[Array, Array],
-    sequence: tuple[Array, Array],
+    parts: Sequence[tuple[Array, Array]],
     positions: Array | None = None,
     *,
     window: int,
-    parts: int = 1,
     interpret: bool = False,
 ) -> Array:
   """`attention.attend_causally` by TPU kernels; same arguments and results.
@@ -73,9 +73,10 @@ def attend(
   """
   _, length, num_heads, head_dim = queries.shape
   sizes = {"num_heads": num_heads, "queries": length}
+  size, count = parts[0][0].shape[1], len(parts)
   ids = None
   if positions is not None:
-    ids = _document_ids(positions, sequence[0].shape[1] // parts, parts)
+    ids = _document_ids(positions, size, count)
 
   def heads_first(x):
     return jnp.swapaxes(x, 1, 2)
@@ -84,8 +85,8 @@ def attend(
     queries = heads_first(queries) * head_dim**-0.5
     return _Inputs(queries, *map(heads_first, keys_values), ids)
 
-  keys = sequence[0].shape[1]
-  shapes = [_Shape(keys=keys, window=window, parts=parts, **sizes)]
+  sequence = [jnp.concatenate(x, axis=1) for x in zip(*parts)]
+  shapes = [_Shape(keys=count * size, window=window, parts=count, **sizes)]
   inputs = [pair(rotated, sequence, ids)]
   if prefix[0].shape[1]:
     shapes.append(_Shape(keys=prefix[0].shape[1], **sizes))
@@ -169,7 +170,8 @@ def _kernel(shape: _Shape, interpret: bool):
       ),
       shape,
   )
-  with jax.ensure_compile_time_eval():
+
+  def make():
     kernel = splash_kernel.make_splash_mha(
         splash_mask.MultiHeadMask([mask] * shape.num_heads),
         block_sizes=splash_kernel.BlockSizes(
@@ -186,7 +188,12 @@ def _kernel(shape: _Shape, interpret: bool):
         interpret=interpret,
     )
     # Held for any device that a program is compiled for.
-    return jax.tree.map(np.asarray, kernel), mask.shape
+    return jax.tree.map(np.asarray, kernel)
+
+  # splash makes arrays of its masks. A thread of its own sees neither the trace
+  # nor the mesh around this call, whose devices may be out of reach.
+  with futures.ThreadPoolExecutor(1) as thread:
+    return thread.submit(make).result(), mask.shape
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

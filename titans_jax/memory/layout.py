@@ -189,18 +189,33 @@ def take_rows(x: Array, index: Array) -> Array:
   return jax.vmap(lambda row, i: row[i])(x, index)
 
 
-def put_rows(x: Array, rows: Array, first: Array) -> Array:
-  """Puts rows [B, n, ...] into x [B, N, ...] at first[b] + 0, 1, ..."""
-  put = jax.vmap(
-      lambda x, rows, i: jax.lax.dynamic_update_slice_in_dim(x, rows, i, 0)
+def put_rows(x: Array, rows: Array, first: Array, axis: int = 1) -> Array:
+  """Puts rows [B, n, ...] into x [B, N, ...] at first[b] + 0, 1, ..., or along
+  another axis than the first behind B."""
+  put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1)
+  return jax.vmap(put)(x, rows, first)
+
+
+def rows_at(x: Array, first: Array, size: int, axis: int = 1) -> Array:
+  """Returns x[b, first[b] : first[b] + size] of x [B, N, ...], or along another
+  axis than the first behind B."""
+  take = functools.partial(
+      jax.lax.dynamic_slice_in_dim, slice_size=size, axis=axis - 1
   )
-  return put(x, rows, first)
+  return jax.vmap(take)(x, first)
 
 
-def rows_at(x: Array, first: Array, size: int) -> Array:
-  """Returns x[b, first[b] : first[b] + size] of x [B, N, ...]."""
-  take = jax.vmap(lambda x, i: jax.lax.dynamic_slice_in_dim(x, i, size, axis=0))
-  return take(x, first)
+def put_token(
+    x: Array, token: Array, place: Array, mask: Array | None, axis: int = 1
+) -> Array:
+  """Puts a token, of size 1 along the axis, at place[b] in the rows of mask [B].
+
+  In place where x is not needed any more: nothing else of it is written.
+  """
+  token = token.astype(x.dtype)
+  if mask is not None:
+    token = select_rows(mask, token, rows_at(x, place, 1, axis))
+  return put_rows(x, token, place, axis)
 
 
 def concrete(*arrays: Array | None) -> bool:

@@ -23,9 +23,11 @@ Weights = chunk_lib.Weights
 
 
 class OpenChunk(NamedTuple):
-  """The tokens of each row's open chunk; zeros at the places still free.
+  """The tokens of each row's open chunk.
 
   b rows a head, not D x D matrices: what is needed to read on, and to close.
+  The places still free are not written, and hold any finite numbers: a chunk
+  that closes leaves its tokens where they are.
 
   Attributes:
     keys: [B, H, b, D].
@@ -282,10 +284,12 @@ def _begin_chunk(
     state: MemoryState, rows: Array, start: chunk_lib.Carry
 ) -> MemoryState:
   """Opens an empty chunk at `start` in the rows [B] that are True."""
-  empty = jax.tree.map(jnp.zeros_like, (state.open, state.count))
-  chunk_start, opened, count = layout_lib.select_rows(
-      rows, (start, *empty), (state.chunk_start, state.open, state.count)
+  written, count = state.open.written, state.count
+  empty = (jnp.zeros_like(written), jnp.zeros_like(count))
+  chunk_start, written, count = layout_lib.select_rows(
+      rows, (start, *empty), (state.chunk_start, written, count)
   )
+  opened = state.open._replace(written=written)
   return MemoryState(chunk_start, state.initial, opened, count)
 
 

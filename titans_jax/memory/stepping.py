@@ -46,20 +46,12 @@ def step(
   mask = token.mask
   if token.starts is not None:
     state = _change_rows(state_lib.start_documents, state, token.starts)
-  rows = jnp.arange(state.batch_size)
 
-  def put(new, old):
-    """Puts [B, ...] at old[b, count[b]], without touching the other places."""
-    new = new.astype(old.dtype)
-    if mask is not None:
-      new = layout_lib.select_rows(mask, new, old[rows, state.count])
-    return old.at[rows, state.count].set(new, unique_indices=True)
+  def put(new, old, axis=1):
+    """Puts a token, of size 1 along the axis, at place count[b] of row b."""
+    return layout_lib.put_token(old, new, state.count, mask, axis)
 
-  def put_per_head(new, old):  # [B, H, 1, ...] into [B, H, b, ...]
-    put_head = jax.vmap(put, in_axes=1, out_axes=1)
-    return put_head(new[:, :, 0], old)
-
-  written = put(state_lib.written(tokens)[:, 0], state.open.written)
+  written = put(state_lib.written(tokens), state.open.written)
   new = jax.tree.map(
       lambda x: jnp.moveaxis(x, 1, 2), tokens._replace(written=None)
   )
@@ -85,7 +77,7 @@ def step(
       inputs=inputs,
       deltas=deltas,
   )
-  opened = jax.tree.map(put_per_head, added, kept)
+  opened = jax.tree.map(functools.partial(put, axis=2), added, kept)
 
   # Where the chunk ends it is read when it has ended, which is the same: so all
   # reads of W and S come before they are changed, or behind it.
@@ -121,21 +113,26 @@ def step(
 
 
 def _change_rows(change, state: MemoryState, rows: Array) -> MemoryState:
-  """Returns change(state, rows) if any of the rows [B] is True."""
-  initial = state.initial
+  """Returns change(state, rows) if any of the rows [B] is True.
 
-  def change_parts(parts, initial, rows):
-    now = change(MemoryState(parts[0], initial, *parts[1:]), rows)
-    return now.chunk_start, now.open, now.count
+  `change` opens an empty chunk: it leaves the places of the old one alone.
+  """
 
-  chunk_start, opened, count = conditional.change_if(
-      change_parts,
+  def parts(state):
+    return state.chunk_start, state.open.written, state.count
+
+  def with_parts(state, chunk_start, written, count):
+    opened = state.open._replace(written=written)
+    return MemoryState(chunk_start, state.initial, opened, count)
+
+  changed = conditional.change_if(
+      lambda old, state, rows: parts(change(with_parts(state, *old), rows)),
       jnp.any(rows),
-      (state.chunk_start, state.open, state.count),
-      initial,
+      parts(state),
+      state,
       rows,
   )
-  return MemoryState(chunk_start, initial, opened, count)
+  return with_parts(state, *changed)
 
 
 def read_weights(

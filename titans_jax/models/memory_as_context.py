@@ -48,8 +48,8 @@ class MACState(NamedTuple):
     memory: the memory, and the convolutions over y.
     recall: convolution state of the recall's query path, over x.
     segment_start: W at the open segment's start, L arrays [B, H, d_in, d_out].
-    recalled: keys and values of h for the open segment, [B, C, H, D]; zeros at
-      the places still free.
+    recalled: keys and values of h for the open segment, [B, C, H, D]; no query
+      sees what stands at the places still free.
     sequence: the same of x.
     prefix: keys and values of the persistent tokens, [1, N_p, H, D].
   """
@@ -233,26 +233,23 @@ class MemoryAsContext(nn.Module):
     recall_queries, recall = self.memory.queries(x, state.recall, token)
     h = self.memory.recall(segment_start, recall_queries, x)
 
-    def put(cache, new):
-      return jax.tree.map(
-          lambda c, n: attention_lib.put_token(c, n, place, token.mask),
-          cache,
-          new,
-      )
-
-    caches = attention_lib.clear_rows(
-        token.starts, (state.recalled, state.sequence)
+    recalled, sequence = (
+        attention_lib.put_token(
+            cache,
+            self.rotated_keys_values(new, place[:, None]),
+            place,
+            token.mask,
+        )
+        for cache, new in [(state.recalled, h), (state.sequence, x)]
     )
-    recalled = put(caches[0], self.rotated_keys_values(h, place[:, None]))
-    sequence = put(caches[1], self.rotated_keys_values(x, place[:, None]))
     queries = self.attention.queries(x)
     seen = jnp.arange(length) <= place[:, None]
     y = attention_lib.attend(
         queries,
         self.attention.rotate(queries, place[:, None]),
         state.prefix,
-        _side_by_side(recalled, sequence),
-        jnp.tile(seen, 2)[:, None],
+        [recalled, sequence],
+        seen[:, None],
     )
     y = self.attention.output(y)
     m, memory, gauges = self.memory.apply_aligned(
@@ -263,9 +260,6 @@ class MemoryAsContext(nn.Module):
       complete &= token.mask
     segment_start = _change_where(
         complete, memory.memory.chunk_start.weights, segment_start
-    )
-    recalled, sequence = attention_lib.clear_rows(
-        complete, (recalled, sequence)
     )
     state = MACState(
         memory, recall, segment_start, recalled, sequence, state.prefix
@@ -303,9 +297,8 @@ def _run_segment(
       segment.queries,
       segment.rotated,
       state.prefix,
-      _side_by_side(recalled, segment.sequence),
+      [recalled, segment.sequence],
       window=length,
-      parts=2,
   )
   y = mixer.attention.output(y)
   queries, query = memory.queries(y, carry.query, part)
@@ -380,12 +373,6 @@ def _segment_layout(
       size=length,
   )
   return part, count
-
-
-def _side_by_side(first: KeysValues, second: KeysValues) -> KeysValues:
-  return jax.tree.map(
-      lambda a, b: jnp.concatenate([a, b], axis=1), first, second
-  )
 
 
 def _put_open(new: KeysValues, kept: KeysValues, offset: Array) -> KeysValues:
