@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import pathlib
 
+from absl import flags
 from ml_collections import config_flags
 
 from pallas_kernels import command_line
+from titans_jax.parallel import distributed
 
 start = command_line.start
 
@@ -22,6 +24,44 @@ def define_config(default: str):
       str(_CONFIGS / default),
       "Configuration file; its fields can be set with --config.FIELD=VALUE.",
       lock_config=True,
+  )
+
+
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "HOST:PORT of process 0, where several processes make a run. On TPU pods,"
+    " under SLURM and on Kubernetes it is found.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Processes of the run."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Number of this process, from 0."
+)
+_JOIN_TIMEOUT = flags.DEFINE_float(
+    "join_timeout",
+    300.0,
+    "Seconds to wait for the other processes.",
+    lower_bound=1.0,
+)
+_HEARTBEAT_TIMEOUT = flags.DEFINE_float(
+    "heartbeat_timeout",
+    60.0,
+    "Seconds of silence after which a process is taken for dead, and the others"
+    " end.",
+    lower_bound=1.0,
+)
+
+
+def join_processes() -> None:
+  """Joins the other processes of the run, if there are any."""
+  distributed.initialize(
+      _COORDINATOR.value,
+      _NUM_PROCESSES.value,
+      _PROCESS_ID.value,
+      timeout=_JOIN_TIMEOUT.value,
+      heartbeat_timeout=_HEARTBEAT_TIMEOUT.value,
   )
 
 

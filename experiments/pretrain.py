@@ -24,6 +24,7 @@ from titans_jax import data
 from titans_jax import inference
 from titans_jax.evaluation import bigram
 from titans_jax.models import language_model
+from titans_jax.parallel import distributed
 from titans_jax.training import checkpoints
 from titans_jax.training import overlay
 from titans_jax.training import tasks
@@ -46,8 +47,11 @@ _CONFIG = _flags.define_config("quickstart.py")
 def main(argv) -> None:
   _flags.start(argv)
   with _flags.clean_errors(
-      checkpoints.CheckpointError, trainer.NonFiniteLossError
+      checkpoints.CheckpointError,
+      distributed.JoinError,
+      trainer.NonFiniteLossError,
   ):
+    _flags.join_processes()
     tokenizer = data.make_tokenizer(_CONFIG.value.data.tokenizer)
     run = overlay.run_config(_CONFIG.value, tokenizer.vocab_size)
     if run.model.vocab_size < tokenizer.vocab_size:
@@ -65,15 +69,15 @@ def main(argv) -> None:
         heldout_fraction=run.data.heldout_fraction,
         max_heldout_sequences=run.data.max_heldout_sequences,
     )
-    print(corpus.summary(), flush=True)
+    distributed.say(corpus.summary())
     model = language_model.TitansLM(run.model)
     task = tasks.TextTask(
         model, corpus, batch_size=run.data.batch_size, seed=run.seed
     )
     result = trainer.train(run, _WORKDIR.value, model, task)
-  if result.finished:
+  if result.finished and distributed.is_main():
     _report_quality(result.evaluation, corpus, tokenizer)
-    if _SAMPLE_TOKENS.value:
+    if _SAMPLE_TOKENS.value and jax.process_count() == 1:
       _report_sample(model, result.params, tokenizer)
     _report_next_commands()
 

@@ -28,7 +28,8 @@ _BELOW = {
     "layers": {"memory"},
     "models": {"layers", "memory"},
     "data": set(),
-    "training": {"data", "layers", "memory", "models"},
+    "parallel": {"layers", "memory", "models"},
+    "training": {"data", "layers", "memory", "models", "parallel"},
     "inference": {"layers", "memory", "models"},
     "evaluation": {
         "data",
@@ -36,6 +37,7 @@ _BELOW = {
         "layers",
         "memory",
         "models",
+        "parallel",
         "training",
     },
 }

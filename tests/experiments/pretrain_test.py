@@ -73,6 +73,7 @@ class PretrainTest(parameterized.TestCase):
     self.assertIn(str(self.whole / "checkpoints"), out)
     self.assertIn("--config.model.variant=mag", out)
 
+  @pytest.mark.slow
   def test_finished_run_is_only_reported_again(self):
     workdir = self.copy(self.whole, "again")
     again = self.pretrain(workdir)
@@ -96,6 +97,7 @@ class PretrainTest(parameterized.TestCase):
     self.assertRegex(resumed.stdout, r"Resuming from step \d+\.")
     self.assert_same_run(workdir)
 
+  @pytest.mark.slow
   def test_terminated_run_saves_and_resumes_bit_for_bit(self):
     row = random.randint(2, 30)
     workdir = self.folder / "terminated"

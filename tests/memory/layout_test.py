@@ -24,7 +24,7 @@ def _expected_places(mask, starts, offset, unit):
 
 class AlignTest(parameterized.TestCase):
 
-  @hypothesis.settings(max_examples=15, deadline=None)
+  @hypothesis.settings(max_examples=6, deadline=None)
   @hypothesis.given(
       unit=st.sampled_from([1, 3, 4]),
       units=st.integers(1, 4),

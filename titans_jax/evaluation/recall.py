@@ -19,6 +19,7 @@ from typing import Any, Iterator
 import jax
 import numpy as np
 
+from titans_jax import parallel
 from titans_jax.models import config as model_config
 from titans_jax.models import language_model
 from titans_jax.training import config as config_lib
@@ -188,6 +189,7 @@ class RecallTask:
       rng = np.random.default_rng((self._seed, _EVAL_STREAM + i))
       batch = make_batch(data, rng, repeated=repeated)
       del batch["distances"]
+      batch = parallel.place(batch, data.batch_size)
       for name, value in jax.device_get(self._eval_step(params, batch)).items():
         totals[name] = totals.get(name, 0.0) + float(value)
     return {k: v / totals["num_tokens"] for k, v in totals.items()}

@@ -119,17 +119,18 @@ def attend_causally(
   Returns:
     [B, T, H, D].
   """
-  plain = functools.partial(_attend_in_blocks, window=window)
-  arguments = (queries, rotated, prefix, tuple(parts), positions)
+  run = functools.partial(_attend_in_blocks, window=window)
   reason = splash.why_not(queries)
   if reason:
     _log_once(f"Attention without kernels on TPU too, because {reason}.")
-    return plain(*arguments)
-  kernels = functools.partial(splash.attend, window=window)
-  return jax.lax.platform_dependent(
-      *arguments,
-      tpu=lambda *x: sharding.over_rows_and_heads(kernels, *x, heads=2),
-      default=plain,
+  else:
+    run = functools.partial(
+        jax.lax.platform_dependent,
+        tpu=functools.partial(splash.attend, window=window),
+        default=run,
+    )
+  return sharding.over_rows_and_heads(
+      run, queries, rotated, prefix, tuple(parts), positions, heads=2
   )
 
 

@@ -138,14 +138,14 @@ def scan_chunks(
         " is made of: implementation must be 'auto' or 'xla', got"
         f" {options.implementation!r}."
     )
-  run = _scan_per_channel if per_channel else _scan_scalar
-  carry, (outputs, loss) = run(
+  run = functools.partial(
+      _scan_per_channel if per_channel else _scan_scalar,
       options,
-      carry,
-      chunks,
-      constants,
       group=checkpoint_every,
       recompute=recompute,
+  )
+  carry, (outputs, loss) = sharding.over_rows_and_heads(
+      run, carry, chunks, constants
   )
   return join(outputs), join(loss[..., 0, :]), carry
 
@@ -180,10 +180,14 @@ def _scan_scalar(options, carry, chunks, constants, *, group, recompute):
     )
 
   def by_kernel(carry, prepared, constants, interpret=None):
-    scan = functools.partial(
-        pallas_kernels.fused_scan, step, group=group, interpret=interpret
+    return pallas_kernels.fused_scan(
+        step,
+        carry,
+        prepared,
+        constants,
+        group=group,
+        interpret=interpret,
     )
-    return sharding.over_rows_and_heads(scan, carry, prepared, constants)
 
   if options.implementation == "xla":
     carry, ys = by_lax(carry, prepared, constants)

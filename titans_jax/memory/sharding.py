@@ -1,6 +1,10 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels under a mesh: a kernel is not partitioned, it is run per shard."""
+"""Activations under a mesh: rows over data and fsdp, heads over tensor.
+
+The mesh is that of `jax.set_mesh`, with any of the three axes; without one
+nothing here does anything.
+"""
 
 from __future__ import annotations
 
@@ -23,33 +27,24 @@ def over_rows_and_heads(fn: Callable[..., Any], *trees, heads: int = 1):
   far as they divide them; leaves of size 1 along one are whole on every shard.
   Without a mesh, or inside a `shard_map` over these axes, fn is just called.
 
+  Nothing that fn does can then be gathered, whatever XLA's partitioner thinks;
+  a kernel it could not partition at all.
+
   Args:
     fn: of pytrees with leaves [B, H, ...], to such pytrees.
     *trees: its arguments; the first has leaves of the full sizes.
     heads: the axis of H; leaves that end before it have no heads.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  free = [
-      name
-      for name, kind in zip(mesh.axis_names, mesh.axis_types)
-      if kind != jax.sharding.AxisType.Manual
-  ]
-  if not free or math.prod(mesh.shape[name] for name in free) == 1:
+  mesh, free = _free_axes()
+  if not free:
     return fn(*trees)
   shape = jax.tree.leaves(trees[0])[0].shape
-  sizes = shape[0], shape[heads]
-
-  def choose(names, size):
-    chosen = tuple(name for name in names if name in free)
-    if size % math.prod(mesh.shape[name] for name in chosen):
-      return ()
-    return chosen
-
-  axes = [choose(n, s) for n, s in zip((ROW_AXES, HEAD_AXES), sizes)]
+  rows = _dividing(mesh, free, ROW_AXES, shape[0])
+  over = _dividing(mesh, free, HEAD_AXES, shape[heads])
 
   def spec(x):
-    parts = [()] * min(x.ndim, heads + 1)
-    for place, axis in zip((0, heads), axes):
+    parts: list[tuple[str, ...]] = [()] * min(x.ndim, heads + 1)
+    for place, axis in ((0, rows), (heads, over)):
       if place < x.ndim and x.shape[place] > 1:
         parts[place] = axis
     return P(*parts)
@@ -57,7 +52,69 @@ def over_rows_and_heads(fn: Callable[..., Any], *trees, heads: int = 1):
   return jax.shard_map(
       fn,
       in_specs=jax.tree.map(spec, trees),
-      out_specs=P(axes[0], *[()] * (heads - 1), axes[1]),
+      out_specs=P(rows, *[()] * (heads - 1), over),
       axis_names=set(free),
       check_vma=False,
   )(*trees)
+
+
+def constrain(x: jax.Array, tensor: int | None = None) -> jax.Array:
+  """Shards x [B, ...] by rows, one axis by tensor if given, no other at all.
+
+  Args:
+    x: rows, then anything.
+    tensor: the axis that tensor shards.
+  """
+  mesh, free = _free_axes()
+  if not free:
+    return x
+  parts: list[tuple[str, ...]] = [()] * x.ndim
+  parts[0] = _dividing(mesh, free, ROW_AXES, x.shape[0])
+  if tensor is not None:
+    parts[tensor] = _dividing(mesh, free, HEAD_AXES, x.shape[tensor])
+  return jax.lax.with_sharding_constraint(x, P(*parts))
+
+
+def gather(table: jax.Array, tensor: int) -> jax.Array:
+  """Returns a parameter whole on every shard, but one axis that tensor shards.
+
+  Where a parameter is sharded over fsdp, XLA gathers it before use if it finds
+  that out; said, it need not.
+  """
+  mesh, free = _free_axes()
+  if not free:
+    return table
+  parts: list[tuple[str, ...]] = [()] * table.ndim
+  parts[tensor] = _dividing(mesh, free, HEAD_AXES, table.shape[tensor])
+  return jax.lax.with_sharding_constraint(table, P(*parts))
+
+
+def shard_size(rows: int, size: int) -> int:
+  """Returns the numbers that a shard of rows x size holds, its axis by tensor."""
+  mesh, free = _free_axes()
+  of_mesh = [
+      math.prod(mesh.shape[name] for name in _dividing(mesh, free, names, n))
+      for names, n in ((ROW_AXES, rows), (HEAD_AXES, size))
+  ]
+  return rows * size // math.prod(of_mesh)
+
+
+def _free_axes() -> tuple[Any, tuple[str, ...]]:
+  """Returns the mesh and its axes that are not manual; none if all are 1."""
+  mesh = jax.sharding.get_abstract_mesh()
+  free = tuple(
+      name
+      for name, kind in zip(mesh.axis_names, mesh.axis_types)
+      if kind != jax.sharding.AxisType.Manual
+  )
+  if math.prod(mesh.shape[name] for name in free) == 1:
+    return mesh, ()
+  return mesh, free
+
+
+def _dividing(mesh, free, names, size: int) -> tuple[str, ...]:
+  """Returns those of the axes that the mesh has, if together they divide size."""
+  chosen = tuple(name for name in names if name in free)
+  if size % math.prod(mesh.shape[name] for name in chosen):
+    return ()
+  return chosen

@@ -14,6 +14,7 @@ import numpy as np
 from titans_jax.layers import linear
 from titans_jax.memory import layout as layout_lib
 from titans_jax.memory import products
+from titans_jax.memory import sharding
 from titans_jax.models import blocks
 from titans_jax.models import config as config_lib
 from titans_jax.models import loss as loss_lib
@@ -280,7 +281,9 @@ class TitansLM(nn.Module):
     """Returns hidden [B, A, d], the state, and gauges stacked over blocks."""
     config = self.config
     tokens = layout.arrange(tokens)
-    x = self.embedding[tokens].astype(config.dtype) * config.model_dim**0.5
+    table = sharding.gather(self.embedding, tensor=0)
+    x = table[tokens].astype(config.dtype) * config.model_dim**0.5
+    x = sharding.constrain(x)
     if isinstance(layout, layout_lib.Token) and not self.is_initializing():
       x, state, gauges = self._step(x, state, layout, document, update_memory)
     else:
@@ -292,7 +295,7 @@ class TitansLM(nn.Module):
         if state is None:
           state = block.initial_state(tokens.shape[0])
         x, state, gauges = block(x, state, layout, document, update_memory)
-        return x, (state, gauges)
+        return sharding.constrain(x), (state, gauges)
 
       if config.remat:
         body = nn.remat(body, prevent_cse=False)
@@ -320,12 +323,14 @@ class TitansLM(nn.Module):
   def _logits(self, hidden: Array) -> Array:
     tied = self.config.tie_embeddings
     matrix = self.embedding if tied else self.unembedding
-    return jnp.einsum(
+    matrix = sharding.gather(matrix.astype(self.config.dtype), tensor=0)
+    logits = jnp.einsum(
         "btd,vd->btv",
         hidden,
-        matrix.astype(self.config.dtype),
+        matrix,
         preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
     )
+    return sharding.constrain(logits, tensor=2)
 
 
 def unstack(variables):

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from titans_jax.memory import products
+from titans_jax.memory import sharding
 
 Array = jax.Array
 
-# Logits held at a time, in numbers: 64 MiB in float32.
+# Logits that a device holds at a time, in numbers: 64 MiB in float32.
 _MAX_LOGITS = 2**24
 
 
@@ -38,7 +39,8 @@ def cross_entropy(
     correct most likely tokens; scalars in at least float32.
   """
   batch, length, _ = hidden.shape
-  block = max(1, min(length, _MAX_LOGITS // (batch * vocab_size)))
+  held = sharding.shard_size(batch, vocab_size)
+  block = max(1, min(length, _MAX_LOGITS // held))
   targets = jnp.where(weights > 0, targets, 0)
 
   def of_block(hidden, targets, weights):

@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import functools
 import os
-import pathlib
 import shutil
 from typing import Any, NamedTuple
 
 from absl import logging
+from etils import epath
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from titans_jax.models import language_model
+from titans_jax.parallel import distributed
 from titans_jax.training import config as config_lib
 from titans_jax.training import step as step_lib
 
@@ -37,16 +38,20 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-  """The checkpoints of one run, in `directory`.
+  """The checkpoints of one run, in `directory`, a local path or a gs:// one.
 
   Only the run itself opens them to write (`keep` says how many stay); whoever
-  reads leaves a save that is under way alone.
+  reads leaves a save that is under way alone. Of several processes all call the
+  same methods, and each writes what its devices hold.
   """
 
   def __init__(
       self, directory: str | os.PathLike[str], *, keep: int | None = None
   ):
-    self.directory = pathlib.Path(directory).absolute()
+    self.directory = epath.Path(directory)
+    self._is_local = "://" not in str(directory)
+    if self._is_local:
+      self.directory = self.directory.absolute()
     if keep is None:
       options = ocp.CheckpointManagerOptions(read_only=True)
     else:
@@ -66,6 +71,8 @@ class Checkpoints:
 
   def check_space(self, state: step_lib.TrainState) -> None:
     """Raises CheckpointError if the disk cannot hold one more checkpoint."""
+    if not self._is_local:
+      return
     needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     free = shutil.disk_usage(self.directory).free
     if free < needed:
@@ -124,10 +131,13 @@ class Checkpoints:
     self._last_good = step
 
   def _failed(self, step: int, error: Exception) -> CheckpointError:
-    free = shutil.disk_usage(self.directory).free
+    where = str(self.directory)
+    if self._is_local:
+      free = shutil.disk_usage(self.directory).free
+      where = f"{free:,} bytes are free in {where}"
     return CheckpointError(
-        f"Saving the checkpoint of step {step} failed ({free:,} bytes are free"
-        f" in {self.directory}): {_first_line(error)}; {self.last_good()}."
+        f"Saving the checkpoint of step {step} failed ({where}):"
+        f" {_first_line(error)}; {self.last_good()}."
     )
 
   def restore(
@@ -248,12 +258,16 @@ class Checkpoints:
       return None
 
   def _put_aside(self, steps: list[int]) -> None:
-    for step in steps:
-      aside = self.directory / f"{step}.damaged"
-      shutil.rmtree(aside, ignore_errors=True)
-      (self.directory / str(step)).rename(aside)
-    if steps:
-      self._manager.reload()
+    if not steps:
+      return
+    if distributed.is_main():
+      for step in steps:
+        aside = self.directory / f"{step}.damaged"
+        if aside.exists():
+          aside.rmtree()
+        (self.directory / str(step)).rename(aside)
+    distributed.barrier("damaged checkpoints are put aside")
+    self._manager.reload()
 
   def _damaged(self, step: int, error: Exception) -> None:
     logging.warning(
@@ -269,8 +283,8 @@ def open_checkpoints(path: str | os.PathLike[str]) -> Checkpoints:
   Raises:
     CheckpointError: the path holds none.
   """
-  path = pathlib.Path(path)
-  for directory in (path / "checkpoints", path):
+  root = epath.Path(path)
+  for directory in (root / "checkpoints", root):
     if directory.is_dir() and any(
         p.name.isdigit() for p in directory.iterdir()
     ):

@@ -10,6 +10,7 @@ from typing import Any, Iterator
 
 from titans_jax import memory as memory_lib
 from titans_jax.models import config as model_config
+from titans_jax.parallel import mesh as mesh_lib
 
 # Increased when checkpoints or config.json change their form.
 FORMAT_VERSION = 1
@@ -21,6 +22,7 @@ FREE = (
     ("train", "checkpoint_every"),
     ("train", "keep_checkpoints"),
     ("data", "cache_dir"),
+    ("parallel",),
 )
 
 
@@ -156,6 +158,7 @@ class RunConfig:
       with `batch_size` and `sequence_length`.
     optimizer: AdamW's numbers.
     train: how long and how.
+    parallel: over which devices.
     seed: of parameters and data order.
   """
 
@@ -163,6 +166,7 @@ class RunConfig:
   data: Any = DataConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   train: TrainConfig = TrainConfig()
+  parallel: mesh_lib.ParallelConfig = mesh_lib.ParallelConfig()
   seed: int = 0
 
   def __post_init__(self):
@@ -204,6 +208,7 @@ def run_config(values: dict[str, Any], data_class=DataConfig) -> RunConfig:
       data=data_class(**values["data"]),
       optimizer=OptimizerConfig(**values["optimizer"]),
       train=TrainConfig(**values["train"]),
+      parallel=mesh_lib.ParallelConfig(**values.get("parallel", {})),
       seed=values["seed"],
   )
 

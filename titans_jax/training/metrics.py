@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from titans_jax.data import files
+from titans_jax.parallel import distributed
 
 
 class MetricWriter:
@@ -51,6 +52,25 @@ class MetricWriter:
   def close(self) -> None:
     self._file.close()
     self._board.close()
+
+
+class _NoWriter:
+  """Of a process that leaves writing to another."""
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
+
+
+def make_writer(
+    workdir: str | os.PathLike[str], *, resume_step: int = 0
+) -> MetricWriter | _NoWriter:
+  """Returns the writer of a run, of which process 0 alone writes."""
+  if not distributed.is_main():
+    return _NoWriter()
+  return MetricWriter(workdir, resume_step=resume_step)
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from ml_collections import config_dict
 
 from titans_jax import memory as memory_lib
 from titans_jax.models import config as model_config
+from titans_jax.parallel import mesh as mesh_lib
 from titans_jax.training import config as config_lib
 
 
@@ -23,6 +24,7 @@ def run_config_dict(
     data: dict[str, Any] | None = None,
     optimizer: dict[str, Any] | None = None,
     train: dict[str, Any] | None = None,
+    parallel: dict[str, Any] | None = None,
     seed: int = 0,
     data_class=config_lib.DataConfig,
 ) -> ml_collections.ConfigDict:
@@ -37,6 +39,7 @@ def run_config_dict(
     data: fields of `DataConfig`.
     optimizer: fields of `OptimizerConfig`.
     train: fields of `TrainConfig`.
+    parallel: fields of `ParallelConfig`.
     seed: of the run.
     data_class: of the section `data`, for another task than text.
   """
@@ -45,12 +48,16 @@ def run_config_dict(
   fields = _section(model_config.TitansConfig, model, skip=("memory",))
   if "vocab_size" not in model:
     fields["vocab_size"] = config_dict.placeholder(object)
+  mesh = dict(parallel or {})
+  rules = mesh_lib.ParallelConfig(rules=mesh.pop("rules", {})).rules
+  mesh = _section(mesh_lib.ParallelConfig, mesh, skip=("rules",))
   return ml_collections.ConfigDict(
       {
           "model": {**fields, "memory": net},
           "data": _section(data_class, data or {}),
           "optimizer": _section(config_lib.OptimizerConfig, optimizer or {}),
           "train": _section(config_lib.TrainConfig, train or {}),
+          "parallel": {**mesh, "rules": rules},
           "seed": seed,
       }
   )
@@ -69,6 +76,7 @@ def run_config(
   values = values.to_dict()
   _check_optional(model_config.TitansConfig, "model", values["model"])
   _check_optional(data_class, "data", values["data"])
+  _check_optional(mesh_lib.ParallelConfig, "parallel", values["parallel"])
   if values["model"]["vocab_size"] is None:
     values["model"]["vocab_size"] = default_vocab_size
   return config_lib.run_config(values, data_class)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from titans_jax import parallel
 from titans_jax.models import language_model
 
 Array = jax.Array
@@ -44,6 +45,23 @@ def init_state(
   """Returns fresh parameters and optimizer state."""
   params = init_params(model, seed)
   return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def abstract_state(
+    model: language_model.TitansLM,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    config: parallel.ParallelConfig,
+) -> TrainState:
+  """Returns the shapes of a state, and where on the mesh its arrays live."""
+  shapes = jax.eval_shape(functools.partial(init_state, model, optimizer, 0))
+  return jax.tree.map(
+      lambda x, sharding: jax.ShapeDtypeStruct(
+          x.shape, x.dtype, sharding=sharding
+      ),
+      shapes,
+      parallel.params_shardings(shapes, mesh, config),
+  )
 
 
 def _loss(params, batch, model, z_loss):
@@ -107,6 +125,7 @@ def jit_train_step(
     *,
     accumulation: int = 1,
     z_loss: float = 0.0,
+    like: TrainState | None = None,
     **options,
 ):
   """Returns (state, batch) -> what `train_step` returns, under `jax.jit`.
@@ -118,8 +137,16 @@ def jit_train_step(
     optimizer: makes updates of gradients.
     accumulation: as in `train_step`.
     z_loss: as in `train_step`.
-    **options: of `jax.jit`, such as shardings.
+    like: a state with the shardings that the states before and behind the step
+      have; metrics are then whole on every device.
+    **options: of `jax.jit`.
   """
+  if like is not None:
+    shardings = jax.tree.map(lambda x: x.sharding, like)
+    whole = jax.sharding.NamedSharding(
+        shardings.step.mesh, jax.sharding.PartitionSpec()
+    )
+    options["out_shardings"] = (shardings, whole)
   step = functools.partial(
       train_step,
       model=model,
@@ -132,8 +159,10 @@ def jit_train_step(
 
 def _accumulated(grad_fn, params, batch, accumulation):
   """Averages gradients and metrics over microbatches, by scored tokens."""
+  # Every accumulation-th row, so that a microbatch has rows of every device.
   batch = jax.tree.map(
-      lambda x: x.reshape(accumulation, -1, *x.shape[1:]), batch
+      lambda x: jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1),
+      batch,
   )
 
   def body(total, microbatch):

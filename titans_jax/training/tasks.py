@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from titans_jax import data as data_lib
+from titans_jax import parallel
 from titans_jax.models import language_model
 from titans_jax.training import step as step_lib
 
@@ -19,7 +20,7 @@ Batch = dict[str, np.ndarray]
 
 
 class Task(Protocol):
-  """What the training loop asks of a task.
+  """What the training loop asks of a task, under the run's `jax.set_mesh`.
 
   Attributes:
     fingerprint: equal exactly for tasks with equal batches; a run goes on only
@@ -32,7 +33,8 @@ class Task(Protocol):
     """Yields the batches of first_step, first_step + 1, and so on.
 
     Each is a function of its step alone: `tokens`, `targets` (negative: not
-    scored), `document_ids` and `mask`, [B, T] each.
+    scored), `document_ids` and `mask`, [B, T] each: all rows, or those that
+    `parallel.row_group` gives this process.
     """
 
   def evaluate(self, params: Any) -> dict[str, float]:
@@ -59,19 +61,27 @@ class TextTask:
     )
 
   def batches(self, first_step: int) -> Iterator[Batch]:
+    index, count = parallel.row_group(self._batch_size)
     return data_lib.train_batches(
         self.corpus,
         batch_size=self._batch_size,
         seed=self._seed,
         first_step=first_step,
+        process_index=index,
+        process_count=count,
     )
 
   def evaluate(self, params: Any) -> dict[str, float]:
     """Returns loss, perplexity and bits per byte of the held-out text."""
     nats = tokens = 0.0
+    index, count = parallel.row_group(self._batch_size)
     for batch in data_lib.heldout_batches(
-        self.corpus, batch_size=self._batch_size
+        self.corpus,
+        batch_size=self._batch_size,
+        process_index=index,
+        process_count=count,
     ):
+      batch = parallel.place(batch, self._batch_size)
       sums = jax.device_get(self._eval_step(params, batch))
       nats += float(sums["nats"])
       tokens += float(sums["num_tokens"])

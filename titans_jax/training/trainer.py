@@ -14,13 +14,16 @@ import signal
 import sys
 import threading
 import time
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
+from titans_jax import parallel
 from titans_jax.data import files
 from titans_jax.models import language_model
+from titans_jax.parallel import distributed
 from titans_jax.training import checkpoints as checkpoints_lib
 from titans_jax.training import config as config_lib
 from titans_jax.training import metrics as metrics_lib
@@ -74,39 +77,55 @@ def train(
   """
   workdir = pathlib.Path(workdir)
   check_same_run(run, workdir)
+  mesh = parallel.make_mesh(run.parallel)
+  parallel.check(
+      mesh,
+      run.model,
+      batch_size=run.data.batch_size,
+      accumulation=run.train.accumulation,
+  )
   workdir.mkdir(parents=True, exist_ok=True)
-  files.replace(workdir / "config.json", json.dumps(run.to_dict(), indent=2))
+  if distributed.is_main():
+    files.replace(workdir / "config.json", json.dumps(run.to_dict(), indent=2))
   optimizer = optimizer_lib.make_optimizer(run.optimizer, run.train.num_steps)
   checkpoints = checkpoints_lib.Checkpoints(
       workdir / "checkpoints", keep=run.train.keep_checkpoints
   )
-  with contextlib.closing(checkpoints), _sigterm() as stop:
-    init = functools.partial(step_lib.init_state, model, optimizer, run.seed)
-    like = checkpoints_lib.abstract(init)
-    print(parameter_table(like.params), flush=True)
+  with (
+      contextlib.closing(checkpoints),
+      _sigterm() as stop,
+      jax.set_mesh(mesh),
+  ):
+    like = step_lib.abstract_state(model, optimizer, mesh, run.parallel)
+    distributed.say(parameter_table(like.params))
+    distributed.say(_devices_line(mesh, like))
     restored = checkpoints.restore(like, run.to_dict())
     checkpoints.check_space(like)
     if restored is None:
-      state = jax.jit(init)()
+      init = functools.partial(step_lib.init_state, model, optimizer, run.seed)
+      shardings = jax.tree.map(lambda x: x.sharding, like)
+      state = jax.jit(init, out_shardings=shardings)()
     else:
       _check_same_data(restored.data, task)
       state = restored.state
-      print(f"Resuming from step {int(state.step)}.", flush=True)
-    loop = _Loop(run, workdir, model, optimizer, task, checkpoints, state)
+      distributed.say(f"Resuming from step {int(state.step)}.")
+    loop = _Loop(run, workdir, model, optimizer, task, checkpoints, state, like)
     return loop.run_until_done(stop)
 
 
 class _Loop:
   """The state of one run, between its steps."""
 
-  def __init__(self, run, workdir, model, optimizer, task, checkpoints, state):
+  def __init__(
+      self, run, workdir, model, optimizer, task, checkpoints, state, like
+  ):
     self.run = run
     self.workdir = workdir
     self.task = task
     self.checkpoints = checkpoints
     self.state = state
     self.first_step = int(state.step)
-    self.writer = metrics_lib.MetricWriter(workdir, resume_step=self.first_step)
+    self.writer = metrics_lib.make_writer(workdir, resume_step=self.first_step)
     self.schedule = optimizer_lib.learning_rate(
         run.optimizer, run.train.num_steps
     )
@@ -116,14 +135,14 @@ class _Loop:
         optimizer,
         accumulation=run.train.accumulation,
         z_loss=run.train.z_loss,
+        like=like,
     )
     self.evaluation = None
     self.progress = _Progress(self.first_step, run.train.num_steps)
-    # The step dispatched last, not waited for yet: its number, the tokens it
-    # reads and its metrics.
-    self.pending: tuple[int, int, Any] | None = None
+    # The step dispatched last, not waited for yet: its number and metrics.
+    self.pending: tuple[int, Any] | None = None
 
-  def run_until_done(self, stop: threading.Event) -> Result:
+  def run_until_done(self, stop: Callable[[int], bool]) -> Result:
     run, last = self.run, self.run.train.num_steps
     step = self.first_step
     compiled = None
@@ -131,7 +150,7 @@ class _Loop:
     # run finds is then exactly what the stopped one left.
     while True:
       done = step == last
-      stopping = done or stop.is_set()  # asked once: a signal may come later
+      stopping = stop(step) or done  # asked once: a signal may come later
       fresh = step > self.first_step
       if fresh and (done or step % run.train.eval_every == 0):
         self._finish_step()
@@ -142,25 +161,25 @@ class _Loop:
         self._save()
       if stopping:
         break
-      batch = next(self.batches)
+      batch = parallel.place(next(self.batches), run.data.batch_size)
       if compiled is None:
         compiled = self._compile(batch)
       self.state, metrics = compiled(self.state, batch)
       self._finish_step()
       step += 1
-      self.pending = (step, int(np.sum(batch["mask"])), metrics)
+      self.pending = (step, metrics)
     self.checkpoints.wait()
     self.writer.close()
     self.progress.close()
     if done:
       if self.evaluation is None:  # resumed behind the last step
         self.evaluation = self.task.evaluate(self.state.params)
-      metrics_lib.plot_learning_curve(self.workdir)
+      if distributed.is_main():
+        metrics_lib.plot_learning_curve(self.workdir)
     else:
-      print(
+      distributed.say(
           f"Stopped by SIGTERM at step {step}; {self.checkpoints.last_good()}."
-          " The same command goes on from there.",
-          flush=True,
+          " The same command goes on from there."
       )
     return Result(self.state.params, self.evaluation, done)
 
@@ -169,11 +188,10 @@ class _Loop:
     compiled = self.train_step.lower(self.state, batch).compile()
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
-    print(
+    distributed.say(
         f"Compiled the training step in {seconds:.1f} s; it needs"
         f" {memory.temp_size_in_bytes / 2**20:,.0f} MiB beside"
-        f" {memory.argument_size_in_bytes / 2**20:,.0f} MiB of state.",
-        flush=True,
+        f" {memory.argument_size_in_bytes / 2**20:,.0f} MiB of state."
     )
     self.progress.start()
     return compiled
@@ -182,9 +200,9 @@ class _Loop:
     """Looks at the metrics of the step before the one just dispatched."""
     if self.pending is None:
       return
-    (step, tokens, metrics), self.pending = self.pending, None
+    (step, metrics), self.pending = self.pending, None
     row = metrics_lib.flatten(jax.device_get(metrics))
-    del row["num_tokens"]
+    tokens = int(row.pop("num_tokens"))
     # The loss is that of the parameters before the step, their norm behind it.
     for name in ("loss", "grad_norm", "param_norm"):
       if not math.isfinite(row[name]):
@@ -245,6 +263,8 @@ class _Progress:
     now = time.perf_counter()
     rate = tokens / max(now - self._mark, 1e-9)
     self._mark = now
+    if not distributed.is_main():
+      return rate
     if sys.stderr.isatty():
       self._show_bar(step, loss, rate)
     elif now - self._said > self._SECONDS_BETWEEN_LINES:
@@ -272,7 +292,7 @@ class _Progress:
     if self._bar is not None:
       self._bar.write(line)
     else:
-      print(line, flush=True)
+      distributed.say(line)
     self._mark = time.perf_counter()
 
   def close(self) -> None:
@@ -281,15 +301,24 @@ class _Progress:
 
 
 @contextlib.contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-  """Lets SIGTERM ask for a stop, which comes between two steps."""
+def _sigterm() -> Iterator[Callable[[int], bool]]:
+  """Lets SIGTERM ask for a stop, which comes between two steps.
+
+  Yields:
+    Whether to stop in front of step + 1; every process asks in front of every
+    step. With several, JAX tells all of a signal that one of them got, and they
+    stop at the same step.
+  """
+  if jax.process_count() > 1:
+    yield multihost_utils.reached_preemption_sync_point
+    return
   stop = threading.Event()
   if threading.current_thread() is not threading.main_thread():
-    yield stop  # Signals are the main thread's affair.
+    yield lambda _: False  # Signals are the main thread's affair.
     return
   before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
   try:
-    yield stop
+    yield lambda _: stop.is_set()
   finally:
     signal.signal(signal.SIGTERM, before)
 
@@ -324,6 +353,19 @@ def _check_same_data(data: dict[str, Any], task: tasks.Task) -> None:
         f" {task.fingerprint}. (The text of 'builtin' is that of the running"
         " Python.) Restore the data, or choose another --workdir."
     )
+
+
+def _devices_line(mesh: jax.sharding.Mesh, like: step_lib.TrainState) -> str:
+  """Says over which devices the state lies, and how much of it on each."""
+  of_device = sum(
+      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+      for x in jax.tree.leaves(like)
+  )
+  axes = " x ".join(f"{name}={size}" for name, size in mesh.shape.items())
+  return (
+      f"{mesh.size} x {mesh.devices.flat[0].device_kind} as {axes}:"
+      f" {of_device / 2**20:,.1f} MiB of parameters and optimizer state on each."
+  )
 
 
 def parameter_table(params) -> str:
