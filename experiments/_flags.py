@@ -4,9 +4,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pathlib
+import sys
 
 from absl import flags
+import jax
 from ml_collections import config_flags
 
 from pallas_kernels import command_line
@@ -70,6 +74,16 @@ def module(name: str) -> str:
   return f"{__package__}.{name}"
 
 
+@contextlib.contextmanager
 def clean_errors(*types: type[Exception]):
   """Ends with the message alone, without a traceback, on a user's error."""
-  return command_line.clean_errors(ImportError, OSError, *types)
+  try:
+    with command_line.clean_errors(ImportError, OSError, *types):
+      yield
+  except SystemExit:
+    if jax.distributed.is_initialized():
+      # At a normal exit JAX would wait for the other processes, which wait for
+      # this one.
+      sys.stdout.flush()
+      os._exit(1)
+    raise

@@ -48,7 +48,7 @@ def main(argv) -> None:
   _flags.start(argv)
   with _flags.clean_errors(
       checkpoints.CheckpointError,
-      distributed.JoinError,
+      distributed.ProcessesError,
       trainer.NonFiniteLossError,
   ):
     _flags.join_processes()

@@ -20,6 +20,9 @@ import jax
 
 _SECONDS_BETWEEN_LINES = 10.0
 
+# What calls and answers begin with: a port may be another program's.
+_GREETING = "titans_jax "
+
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
@@ -36,8 +39,8 @@ class Processes:
   index: int
 
 
-class JoinError(RuntimeError):
-  """The processes of a run did not find together."""
+class ProcessesError(RuntimeError):
+  """The processes of a run did not find together, or lost one."""
 
 
 def initialize(
@@ -64,7 +67,7 @@ def initialize(
 
   Raises:
     ValueError: some of the three are given and the others cannot be found.
-    JoinError: not all processes came in time, or the coordinator is not to be
+    ProcessesError: not all processes came in time, or the coordinator is not to be
       reached; the message says how many came, and which did not.
   """
   found = _find(coordinator_address, num_processes, process_id, timeout)
@@ -163,7 +166,7 @@ def _call_roll(me: Processes, deadline: float, timeout: float) -> None:
         ("", port), family=_family(), dualstack_ipv6=socket.has_dualstack_ipv6()
     )
   except OSError as error:
-    raise JoinError(
+    raise ProcessesError(
         f"Process 0 cannot listen on port {port}: {error}. Another run may use"
         " it."
     ) from error
@@ -186,7 +189,8 @@ def _call_roll(me: Processes, deadline: float, timeout: float) -> None:
         continue
       caller.settimeout(5.0)
       try:
-        index = int(caller.recv(32))
+        call = caller.recv(64).decode(errors="replace")
+        index = int(call.removeprefix(_GREETING))
       except (OSError, ValueError):
         caller.close()
         continue
@@ -204,9 +208,9 @@ def _call_roll(me: Processes, deadline: float, timeout: float) -> None:
   for caller in came.values():
     # One that is gone by now will be missed by JAX.
     with caller, contextlib.suppress(OSError):
-      caller.sendall(answer.encode())
+      caller.sendall((_GREETING + answer).encode())
   if answer != "go":
-    raise JoinError(answer)
+    raise ProcessesError(answer)
 
 
 def _answer_roll(me: Processes, deadline: float, timeout: float) -> None:
@@ -220,18 +224,19 @@ def _answer_roll(me: Processes, deadline: float, timeout: float) -> None:
   while (now := time.monotonic()) < deadline:
     try:
       with socket.create_connection((host, port), deadline - now) as caller:
-        caller.sendall(str(me.index).encode())
+        caller.sendall(f"{_GREETING}{me.index}".encode())
         # A moment longer than process 0 waits, which knows who is missing.
         caller.settimeout(deadline - now + 10)
-        answer = caller.recv(4096).decode()
-        if answer == "go":
+        answer = caller.recv(4096).decode(errors="replace")
+        if answer == _GREETING + "go":
           return
-        if answer:
-          raise JoinError(answer)
+        if answer.startswith(_GREETING):
+          raise ProcessesError(answer.removeprefix(_GREETING))
+        reason = f"it answered {answer[:20]!r}" if answer else "it hung up"
     except OSError as error:
       reason = error
     time.sleep(0.2)
-  raise JoinError(
+  raise ProcessesError(
       f"Process {me.index} could not reach process 0 at {me.address} within"
       f" {timeout:g} s: {reason}. Is it running, and its port open?"
   )

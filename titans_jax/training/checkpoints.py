@@ -321,7 +321,7 @@ def _checksums(state) -> dict[str, int]:
   if isinstance(state, step_lib.TrainState):
     state = state._asdict()
   leaves = jax.tree_util.tree_leaves_with_path(state)
-  sums = jax.device_get([_bit_sum(leaf) for _, leaf in leaves])
+  sums = jax.device_get(_bit_sums([leaf for _, leaf in leaves]))
   return {
       jax.tree_util.keystr(path): int(value)
       for (path, _), value in zip(leaves, sums)
@@ -329,10 +329,15 @@ def _checksums(state) -> dict[str, int]:
 
 
 @jax.jit
-def _bit_sum(x):
-  unsigned = jnp.dtype(f"uint{8 * min(x.dtype.itemsize, 4)}")
-  words = jax.lax.bitcast_convert_type(x, unsigned)
-  return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
+def _bit_sums(leaves):
+  # One program: several at once would wait for each other's collectives.
+
+  def bit_sum(x):
+    unsigned = jnp.dtype(f"uint{8 * min(x.dtype.itemsize, 4)}")
+    words = jax.lax.bitcast_convert_type(x, unsigned)
+    return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
+
+  return [bit_sum(x) for x in leaves]
 
 
 def _check_sums(found: dict[str, int], saved: dict[str, int]) -> None:

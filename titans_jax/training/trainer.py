@@ -74,6 +74,7 @@ def train(
       the run was started on.
     checkpoints.CheckpointError: a checkpoint cannot be written or read.
     NonFiniteLossError: the loss became infinite or not a number.
+    distributed.ProcessesError: another process of the run is gone.
   """
   workdir = pathlib.Path(workdir)
   check_same_run(run, workdir)
@@ -110,7 +111,17 @@ def train(
       state = restored.state
       distributed.say(f"Resuming from step {int(state.step)}.")
     loop = _Loop(run, workdir, model, optimizer, task, checkpoints, state, like)
-    return loop.run_until_done(stop)
+    try:
+      return loop.run_until_done(stop)
+    except jax.errors.JaxRuntimeError as error:
+      if jax.process_count() == 1:
+        raise
+      raise distributed.ProcessesError(
+          "A computation over all processes failed: most likely another process"
+          f" is gone ({str(error).splitlines()[0][:200]});"
+          f" {checkpoints.last_good()}. The same command goes on from there,"
+          " with any number of processes."
+      ) from error
 
 
 class _Loop:
