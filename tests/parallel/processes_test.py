@@ -16,9 +16,8 @@ from titans_jax.training import metrics
 
 _ARGUMENTS = (
     *processes.TINY,
-    "--config.train.num_steps=30",
     "--config.train.checkpoint_every=10",
-    "--config.train.eval_every=30",
+    "--config.train.eval_every=60",
     "--heartbeat_timeout=10",
     "--join_timeout=60",
 )
@@ -113,7 +112,14 @@ class ProcessesTest(absltest.TestCase):
     self.assertEqual(statuses, [0], outputs)
     self.assertIn("Resuming from step 10.", outputs[0])
     self.assertIn("Stopped by SIGTERM", outputs[0])
-    # And then two again, of which one is terminated, and then finish
+    # And then two again, of which one is terminated, so that both stop
+    started = _start(workdir, source, count=2)
+    _wait_for_row(started, workdir, 35)
+    started[1].send_signal(signal.SIGTERM)
+    statuses, outputs = _finish(started)
+    self.assertEqual(statuses, [0, 0], outputs)
+    self.assertIn("Stopped by SIGTERM", outputs[0])
+    # And once more two, which finish
     started = _start(workdir, source, count=2)
     statuses, outputs = _finish(started)
     self.assertEqual(statuses, [0, 0], outputs)
