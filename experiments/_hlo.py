@@ -54,6 +54,7 @@ class _Instruction:
 
   name: str
   opcode: str
+  shape: str
   results: tuple[int, ...]
   arguments: str
   attributes: str
@@ -107,6 +108,79 @@ def moved(text: str) -> Iterator[Moved]:
   yield from _of_computation(program, entry[1], 1, "")
 
 
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """What one instruction sends between devices in all its executions.
+
+  Attributes:
+    kind: "all-gather", "all-reduce", "reduce-scatter", "all-to-all" or
+      "collective-permute".
+    shape: of its largest operand or result, as the compiler writes it.
+    times: how often it runs.
+    bytes: of that operand or result, all executions together.
+    source: as in `Moved`.
+  """
+
+  kind: str
+  shape: str
+  times: int
+  bytes: int
+  source: str
+
+
+_COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
+
+
+def collectives(text: str) -> Iterator[Collective]:
+  """Yields the collectives of a compiled program, of one device.
+
+  Args:
+    text: of the program, `jax.stages.Compiled.as_text()`.
+  """
+  program = _parse(text)
+  entry = re.search(r"^ENTRY %?([\w.\-]+) ", text, re.MULTILINE)
+  assert entry is not None
+  yield from _collectives_of(program, entry[1], 1, "")
+
+
+def _collectives_of(program, name, times, loop) -> Iterator[Collective]:
+  computation = program[name]
+  for instruction in computation.values():
+    found = re.search(r'op_name="([^"]*)"', instruction.attributes)
+    source = found[1] if found else loop
+    opcode = instruction.opcode.removesuffix("-start")
+    if opcode in _COLLECTIVES:
+      # XLA joins several into one: of each its operand or result, the larger.
+      operands = [computation[name].shape for name in instruction.operands]
+      results = _ARRAY.findall(instruction.shape)
+      if instruction.opcode.endswith("-start"):
+        results = results[-len(operands) :]
+      for operand, result in zip(operands, results):
+        both = [*_ARRAY.findall(operand), result]
+        kind, sizes, _ = max(both, key=lambda a: _bytes(a[0], a[1], None))
+        size = times * _bytes(kind, sizes, None)
+        yield Collective(opcode, f"{kind}[{sizes}]", times, size, source)
+      continue
+    inner = []
+    if instruction.opcode == "while":
+      trips = _trips(program[instruction.called("condition")])
+      inner = [(instruction.called("body"), trips)]
+    elif instruction.opcode == "conditional":
+      inner = [(branch, 1) for branch in _branches(instruction)]
+    elif instruction.opcode == "call":
+      inner = [(instruction.called("to_apply"), 1)]
+    elif instruction.opcode in ("fusion", "async-start"):
+      inner = [(instruction.called("calls"), 1)]
+    for called, trips in inner:
+      yield from _collectives_of(program, called, times * trips, source)
+
+
 def _parse(text: str) -> dict[str, _Computation]:
   program: dict[str, _Computation] = {}
   current: _Computation = {}
@@ -130,6 +204,7 @@ def _instruction(root: str | None, name: str, text: str) -> _Instruction:
   return _Instruction(
       name,
       call[1],
+      shape,
       tuple(_bytes(*array.groups()) for array in _ARRAY.finditer(shape)),
       rest[: end - 1],
       rest[end:],

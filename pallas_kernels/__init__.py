@@ -4,5 +4,6 @@
 
 from pallas_kernels.api import fused_scan
 from pallas_kernels.api import why_not
+from pallas_kernels.tuning import GENERATIONS
 
-__all__ = ("fused_scan", "why_not")
+__all__ = ("GENERATIONS", "fused_scan", "why_not")

@@ -80,12 +80,13 @@ class Case:
     return math.ceil(least / multiple) * multiple
 
 
-def devices(topology_name: str) -> np.ndarray:
-  """Returns the devices of a slice of TPUs, which need not be there."""
+def devices(topology_name: str, num_slices: int = 1) -> np.ndarray:
+  """Returns the devices of slices of TPUs, which need not be there."""
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  options = {"num_slices": num_slices} if num_slices > 1 else {}
   topology = topologies.get_topology_desc(
-      platform="tpu", topology_name=topology_name
+      platform="tpu", topology_name=topology_name, **options
   )
   return np.array(topology.devices)
 

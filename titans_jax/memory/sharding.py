@@ -12,6 +12,7 @@ import math
 from typing import Any, Callable
 
 import jax
+import jax.numpy as jnp
 
 # Mesh axes by what they shard; a mesh may have any of them.
 ROW_AXES = ("data", "fsdp")
@@ -56,6 +57,32 @@ def over_rows_and_heads(fn: Callable[..., Any], *trees, heads: int = 1):
       axis_names=set(free),
       check_vma=False,
   )(*trees)
+
+
+def sum_over_rows(fn: Callable[..., Any], rows, whole):
+  """Returns fn(rows, whole), summed over the shards of the rows.
+
+  What depends on `whole` alone is then gathered once, and its gradient reduced
+  once, whatever loops fn has. Other axes than those of the rows stay XLA's.
+
+  Args:
+    fn: to a pytree of sums over its rows.
+    rows: leaves [B, ...].
+    whole: a pytree that every shard gets whole.
+  """
+  mesh, free = _free_axes()
+  size = jax.tree.leaves(rows)[0].shape[0]
+  axes = _dividing(mesh, free, ROW_AXES, size) if free else ()
+  if not axes:
+    return fn(rows, whole)
+  sums = jax.shard_map(
+      lambda *args: jax.tree.map(lambda x: x[None], fn(*args)),
+      in_specs=(P(axes), P()),
+      out_specs=P(axes),
+      axis_names=set(axes),
+      check_vma=False,
+  )(rows, whole)
+  return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
 
 
 def constrain(x: jax.Array, tensor: int | None = None) -> jax.Array:

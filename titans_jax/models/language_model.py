@@ -143,8 +143,8 @@ class TitansLM(nn.Module):
         hidden,
         targets,
         scored.astype(jnp.float32),
-        self._logits,
-        self.config.vocab_size,
+        self._output_matrix(),
+        _logits,
     )
     count = jnp.sum(scored, dtype=jnp.int32)
     scale = 1 / jnp.maximum(count, 1).astype(total.dtype)
@@ -320,17 +320,24 @@ class TitansLM(nn.Module):
       gauges.append(gauge)
     return x, tuple(states), jax.tree.map(lambda *g: jnp.stack(g), *gauges)
 
-  def _logits(self, hidden: Array) -> Array:
+  def _output_matrix(self) -> Array:
     tied = self.config.tie_embeddings
     matrix = self.embedding if tied else self.unembedding
-    matrix = sharding.gather(matrix.astype(self.config.dtype), tensor=0)
-    logits = jnp.einsum(
-        "btd,vd->btv",
-        hidden,
-        matrix,
-        preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
-    )
-    return sharding.constrain(logits, tensor=2)
+    return sharding.gather(matrix.astype(self.config.dtype), tensor=0)
+
+  def _logits(self, hidden: Array) -> Array:
+    return _logits(hidden, self._output_matrix())
+
+
+def _logits(hidden: Array, matrix: Array) -> Array:
+  """Maps [B, T, d] to logits [B, T, V]."""
+  logits = jnp.einsum(
+      "btd,vd->btv",
+      hidden,
+      matrix,
+      preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
+  )
+  return sharding.constrain(logits, tensor=2)
 
 
 def unstack(variables):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Callable
 
 import jax
@@ -22,8 +23,8 @@ def cross_entropy(
     hidden: Array,
     targets: Array,
     weights: Array,
-    logits_fn: Callable[[Array], Array],
-    vocab_size: int,
+    matrix: Array,
+    logits_fn: Callable[[Array, Array], Array],
 ) -> tuple[Array, Array, Array]:
   """Sums the loss over scored tokens, in blocks of time.
 
@@ -31,20 +32,29 @@ def cross_entropy(
     hidden: [B, T, d].
     targets: int32 [B, T], any value where the weight is zero.
     weights: [B, T], 1 for a scored token, else 0.
-    logits_fn: maps [B, t, d] to [B, t, V].
-    vocab_size: V.
+    matrix: [V, d].
+    logits_fn: maps [B, t, d] and the matrix to [B, t, V].
 
   Returns:
     Sums over scored tokens of -log p(target) in nats, of log(Z)**2, and of
     correct most likely tokens; scalars in at least float32.
   """
+  targets = jnp.where(weights > 0, targets, 0)
+  return sharding.sum_over_rows(
+      functools.partial(_sums, logits_fn), (hidden, targets, weights), matrix
+  )
+
+
+def _sums(logits_fn, rows, matrix):
+  hidden, targets, weights = rows
   batch, length, _ = hidden.shape
+  vocab_size = matrix.shape[0]
   held = sharding.shard_size(batch, vocab_size)
   block = max(1, min(length, _MAX_LOGITS // held))
-  targets = jnp.where(weights > 0, targets, 0)
+  block = -(-length // -(-length // block))  # as many blocks, of equal length
 
   def of_block(hidden, targets, weights):
-    logits = logits_fn(hidden)
+    logits = logits_fn(hidden, matrix)
     logits = logits.astype(products.at_least_float32(logits.dtype))
     log_z = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Meshes, sharding rules and several hosts."""
 
+from titans_jax.parallel.mesh import LAYOUTS
 from titans_jax.parallel.mesh import make_mesh
 from titans_jax.parallel.mesh import ParallelConfig
 from titans_jax.parallel.rules import batch_sharding
@@ -11,6 +12,7 @@ from titans_jax.parallel.rules import place
 from titans_jax.parallel.rules import row_group
 
 __all__ = (
+    "LAYOUTS",
     "ParallelConfig",
     "batch_sharding",
     "check",

@@ -1,0 +1,86 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The paper's pretraining runs (NeurIPS section 4.1, Table 5, appendix E.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from titans_jax.models import presets
+from titans_jax.training import overlay
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+  """Peak learning rate, and tokens to train on."""
+
+  learning_rate: float
+  tokens: float
+
+
+_RECIPES = {
+    "170m": _Recipe(3e-3, 15e9),
+    "340m": _Recipe(1.5e-3, 15e9),
+    "760m": _Recipe(1.25e-3, 30e9),
+    "1_3b": _Recipe(7e-4, 100e9),
+}
+
+_LENGTH = 4096
+_BATCH_SIZE = 128  # 0.5M tokens
+
+
+def pretraining(size: str, variant: str, kind: str = ""):
+  """Returns the configuration of a pretraining run.
+
+  The paper's numbers where it gives them. Where it does not: bfloat16 with
+  float32 parameters, warm-up over 1B tokens and gradients clipped to norm 1, as
+  in the training procedure that it follows (Gated DeltaNet's), and blocks
+  recomputed in the backward pass.
+
+  Args:
+    size: "170m", "340m", "760m" or "1_3b".
+    variant: of the model.
+    kind: "" for the paper's chunks and heads, "fast" for those that fill a
+      matrix unit (`presets.titans_*_fast`).
+
+  Raises:
+    ValueError: another size or kind.
+  """
+  if size not in _RECIPES:
+    raise ValueError(f"size must be one of {sorted(_RECIPES)}, got {size!r}.")
+  if kind not in ("", "fast"):
+    raise ValueError(
+        "A pretraining configuration takes ':fast' or nothing behind its file"
+        f" name, got {kind!r}."
+    )
+  recipe = _RECIPES[size]
+  preset = getattr(presets, f"titans_{size}" + (f"_{kind}" if kind else ""))
+  config = preset(variant, dtype="bfloat16", remat=True, max_grad_norm=1.0)
+  model: dict[str, Any] = {
+      field.name: getattr(config, field.name)
+      for field in dataclasses.fields(config)
+  }
+  model["memory"] = dataclasses.asdict(config.memory)
+  steps = round(recipe.tokens / (_BATCH_SIZE * _LENGTH))
+  return overlay.run_config_dict(
+      model=model,
+      data={
+          "source": "data/fineweb_edu/*.array_record",
+          "tokenizer": "data/tokenizer.json",
+          "sequence_length": _LENGTH,
+          "batch_size": _BATCH_SIZE,
+          "heldout_fraction": 0.0005,
+          "max_heldout_sequences": 512,
+      },
+      optimizer={
+          "learning_rate": recipe.learning_rate,
+          "warmup_steps": round(1e9 / (_BATCH_SIZE * _LENGTH)),
+      },
+      train={
+          "num_steps": steps,
+          "eval_every": 1000,
+          "checkpoint_every": 500,
+      },
+      parallel={"layout": "fsdp"},
+  )
