@@ -114,3 +114,12 @@ class NeuralMemoryTest(parameterized.TestCase):
       state = jax.jit(layer.apply)(variables, other)[1]
     with self.assertRaisesRegex(ValueError, message):
       layer.apply(variables, x, state, mask=mask)
+
+  @parameterized.parameters(
+      ({"forget": "chanel"}, "forget must be one of .*'chanel'"),
+      ({"checkpoint_every": 0}, "checkpoint_every must be at least 1"),
+      ({"implementation": "reference"}, "implementation must be one of"),
+  )
+  def test_bad_options(self, options, message):
+    with self.assertRaisesRegex(ValueError, message):
+      jax.eval_shape(_layer(**options).init, jax.random.key(1), self.x)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One token costs one token: the memory's state stays where it is."""
 
+import dataclasses
 import re
 
 from absl.testing import absltest
@@ -22,10 +23,20 @@ def make_state():
   return memory.init_state(NET, weights, batch_size=2, chunk_size=CHUNK)
 
 
-def step(state, x, mask=None):
+def step(state, x, mask=None, implementation="auto", **options):
   gate = jnp.full(x.shape[:3], 0.1, x.dtype)
   gates = memory.Gates(forget=gate, learning_rate=gate, momentum=gate)
-  return memory.scan(NET, state, x, x, x, gates, mask=mask)
+  return memory.scan(
+      NET,
+      state,
+      x,
+      x,
+      x,
+      gates,
+      mask=mask,
+      implementation=implementation,
+      **options,
+  )
 
 
 class SteppingTest(absltest.TestCase):
@@ -58,3 +69,37 @@ class SteppingTest(absltest.TestCase):
       closes = token == CHUNK - 1
       np.testing.assert_array_equal(changed, [closes, False])
     np.testing.assert_array_equal(state.count, [0, CHUNK - 1])
+
+  def test_nothing_of_a_document_survives_it(self):
+    # Given a document with an infinite token, behind the place of the next one
+    x = jnp.ones((2, 1, HEADS, DIM), jnp.float32)
+    _, state = step(make_state(), x)
+    _, state = step(state, x * jnp.inf)
+    # When another starts
+    starts = jnp.ones((2, 1), bool)
+    outputs, state = step(state, x, resets=starts)
+    # Then it is as if it were the first
+    fresh, fresh_state = step(make_state(), x)
+    np.testing.assert_allclose(outputs, fresh, rtol=1e-6)
+    self.assertTrue(np.isfinite(state.weights[0]).all())
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+        state.weights,
+        fresh_state.weights,
+    )
+
+  def test_the_oracle_keeps_which_tokens_are_unwritten(self):
+    # Given an open chunk that was read without learning
+    state = make_state()
+    x = jax.random.normal(jax.random.key(0), (2, 1, HEADS, DIM), jnp.float32)
+    for _ in range(2):
+      _, state = step(state, x)
+    opened = state.open._replace(written=jnp.zeros_like(state.open.written))
+    state = dataclasses.replace(state, open=opened)
+    # Then it stays so
+    states = [step(state, x, None, name)[1] for name in ("xla", "reference")]
+    np.testing.assert_array_equal(*(s.open.written for s in states))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        *(s.weights for s in states),
+    )

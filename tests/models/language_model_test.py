@@ -497,6 +497,22 @@ class DtypeTest(parameterized.TestCase):
         jax.tree.map(lambda x: (x.shape, x.dtype), state),
     )
 
+  @parameterized.parameters("lmm", "mac")
+  def test_state_keeps_its_dtypes(self, variant):
+    # Given parameters of a wider dtype than the computation's
+    config = titans.presets.tiny(
+        variant=variant, num_layers=1, param_dtype="float64"
+    )
+    model = titans.TitansLM(config)
+    tokens = jnp.zeros((1, 5), jnp.int32)
+    variables = model.init(jax.random.key(0), tokens)
+    state = jax.eval_shape(
+        lambda v: model.init_state(v, batch_size=1), variables
+    )
+    _, after = jax.eval_shape(model.apply, variables, tokens, state)
+    dtypes = [jax.tree.map(lambda x: x.dtype, s) for s in (state, after)]
+    self.assertEqual(*dtypes)
+
   def test_float64_where_jax_has_none(self):
     model = titans.TitansLM(titans.presets.tiny(dtype="float64"))
     tokens = jnp.zeros((1, 16), jnp.int32)

@@ -21,6 +21,7 @@ import numpy as np
 from titans_jax.layers import linear
 from titans_jax.layers import rotary
 from titans_jax.layers import splash
+from titans_jax.memory import conditional
 from titans_jax.memory import layout as layout_lib
 from titans_jax.memory import products
 from titans_jax.memory import sharding
@@ -41,7 +42,8 @@ class WindowState(NamedTuple):
 
   Attributes:
     ring: the last `window` tokens, [B, W, H, D]; a token at position p of its
-      document stands at place p mod W. Keys are rotated.
+      document stands at place p mod W. Keys are rotated. No query sees what
+      stands at the places still free.
     prefix: the persistent tokens, [1, N_p, H, D], unrotated.
   """
 
@@ -330,21 +332,25 @@ class WindowAttention(Attention):
     keys, values = self.keys_values(x)
     new = KeysValues(self.rotate(keys, positions), values)
     place = token.position % self.window
-    ring = put_token(state.ring, new, place, token.mask)
+    ring = clear_rows(token.starts, state.ring)
+    ring = layout_lib.put_token(ring, new, place, token.mask)
     behind = (positions - jnp.arange(self.window)) % self.window
     seen = behind <= positions
     outputs = attend(queries, rotated, state.prefix, [ring], seen[:, None])
     return self.output(outputs), WindowState(ring, state.prefix)
 
 
-def put_token(
-    cache: KeysValues, token: KeysValues, place: Array, mask: Array | None
-) -> KeysValues:
-  """Puts a token [B, 1, H, D] at place[b] of [B, S, H, D], where it is real.
+def clear_rows(rows: Array | None, caches):
+  """Returns caches, leaves [B, ...], with zeros in the rows that are True.
 
-  What stood in the cache before, of an earlier document say, stays there: no
-  query sees it, and to clear it would be to write the cache at every token.
+  For documents that start: masks hide what stands in a cache, but not that it
+  is infinite or not a number.
   """
-  return jax.tree.map(
-      lambda x, new: layout_lib.put_token(x, new, place, mask), cache, token
-  )
+  if rows is None:
+    return caches
+
+  def clear(caches, rows):
+    zeros = jax.tree.map(jnp.zeros_like, caches)
+    return layout_lib.select_rows(rows, zeros, caches)
+
+  return conditional.change_if(clear, jnp.any(rows), caches, rows)

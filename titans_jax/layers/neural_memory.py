@@ -63,6 +63,9 @@ class NeuralMemoryState(NamedTuple):
     return NeuralMemoryState(self.memory.broadcast(batch_size), *convolutions)
 
 
+FORGET = ("token", "channel", "none")
+
+
 class Gauges(NamedTuple):
   """What a memory did in a call, averaged over its real tokens; float32 scalars.
 
@@ -139,6 +142,13 @@ class NeuralMemory(nn.Module):
   def setup(self):
     for dtype in (self.dtype, self.param_dtype):
       products.check_dtype(dtype)
+    if self.forget not in FORGET:
+      raise ValueError(f"forget must be one of {FORGET}, got {self.forget!r}.")
+    if self.checkpoint_every is not None and self.checkpoint_every < 1:
+      raise ValueError(
+          "checkpoint_every must be at least 1, or None, got"
+          f" {self.checkpoint_every}."
+      )
     width = self.num_heads * self.head_dim
     for name in ("query", "key", "value"):
       setattr(self, name, linear.dense(width, self))

@@ -31,7 +31,7 @@ from titans_jax.memory import rule
 Array = jax.Array
 Weights = tuple[Array, ...]
 
-IMPLEMENTATIONS = ("auto", "xla", "pallas", "reference")
+IMPLEMENTATIONS = ("auto", "xla", "pallas")
 
 
 class Carry(NamedTuple):

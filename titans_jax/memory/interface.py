@@ -90,7 +90,7 @@ def scan(
       max_grad_norm=max_grad_norm,
       gates_per_chunk=gates_per_chunk,
       dtype=None if dtype is None else jnp.dtype(dtype),
-      implementation=implementation,
+      implementation="xla" if implementation == "reference" else implementation,
   )
   tokens = tokens_lib.make_tokens(net, queries, keys, values, gates)
   params = default_params(net, state, params)

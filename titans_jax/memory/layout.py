@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
+T = TypeVar("T")
 
 
 @functools.partial(
@@ -206,16 +208,21 @@ def rows_at(x: Array, first: Array, size: int, axis: int = 1) -> Array:
 
 
 def put_token(
-    x: Array, token: Array, place: Array, mask: Array | None, axis: int = 1
-) -> Array:
-  """Puts a token, of size 1 along the axis, at place[b] in the rows of mask [B].
+    arrays: T, token: T, place: Array, mask: Array | None, axis: int = 1
+) -> T:
+  """Puts a token, leaves of size 1 along the axis, at place[b] in the rows of
+  mask [B].
 
-  In place where x is not needed any more: nothing else of it is written.
+  In place where the arrays are not needed any more: nothing else is written.
   """
-  token = token.astype(x.dtype)
-  if mask is not None:
-    token = select_rows(mask, token, rows_at(x, place, 1, axis))
-  return put_rows(x, token, place, axis)
+
+  def put(x, new):
+    new = new.astype(x.dtype)
+    if mask is not None:
+      new = select_rows(mask, new, rows_at(x, place, 1, axis))
+    return put_rows(x, new, place, axis)
+
+  return jax.tree.map(put, arrays, token)
 
 
 def concrete(*arrays: Array | None) -> bool:

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The learning rule, read literally: token by token, weights materialised.
 
-The oracle that every other implementation is tested against. It shares no
-arithmetic with them: no dual form, no chunks, no alignment; v1 equations 12 to
-15 as they stand, with the gradient taken at the weights of the chunk's start.
+The oracle that every other implementation is tested against. Between a state
+and a state it shares no arithmetic with them: no dual form, no chunks, no
+alignment; v1 equations 12 to 15 as they stand, with the gradient taken at the
+weights of the chunk's start.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ def recurrence(
       forget=kept.forget,
       learning_rate=kept.learning_rate,
       momentum=kept.momentum,
-      written=None,
+      written=jnp.broadcast_to(
+          kept.written[:, None], (batch, num_heads, state.chunk_size)
+      ),
   )
   carry = _Carry(
       start=state.chunk_start,
@@ -73,14 +76,16 @@ def recurrence(
     carry, outputs = jax.lax.scan(body, carry, (tokens, mask, resets))
     return outputs, carry
 
+  written = state_lib.written(tokens)[..., None]
+  tokens = tokens._replace(
+      written=jnp.broadcast_to(written, (batch, length, num_heads))
+  )
   initial = state_lib.broadcast_rows(state.initial, batch)
   over_heads = jax.vmap(
       per_head, in_axes=(0, 0, 1, None, None, 0), out_axes=(1, 0)
   )
   over_rows = jax.vmap(over_heads, in_axes=(0, 0, 0, 0, 0, None))
-  return over_rows(
-      carry, initial, tokens._replace(written=None), mask, resets, params
-  )
+  return over_rows(carry, initial, tokens, mask, resets, params)
 
 
 def _token(options, params, initial, carry, token, real, reset):
@@ -116,6 +121,7 @@ def _token(options, params, initial, carry, token, real, reset):
   now = chunk_lib.Carry(
       tuple(weights), None if token.momentum is None else tuple(momentum)
   )
+  now = _where(token.written, now, carry.now)
   output = _apply(options, params, now.weights, token.queries)
   seen = jax.tree.map(
       lambda old, new: old.at[carry.num_open].set(new),
@@ -174,7 +180,7 @@ def scan(
       params,
       carry.start,
       state.initial,
-      seen._replace(written=filled),
+      seen._replace(written=filled & seen.written[:, :, 0]),
       places,
       state.chunk_size,
   )

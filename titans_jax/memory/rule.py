@@ -173,7 +173,7 @@ def coefficients(
 def last_coefficients(
     gates: ChunkGates, written: Array
 ) -> tuple[Coefficients, LastMomentum | None]:
-  """Returns the last row of `coefficients` in O(b log b), not O(b^2 log b)."""
+  """Returns the last row of `coefficients` in O(b log b), not O(b^2)."""
   keep, rate, eta = _mask(gates, written)
   size = rate.shape[0]
   first = (jnp.arange(size) == 0).astype(rate.dtype)

@@ -131,7 +131,7 @@ def scan_chunks(
       params=jax.tree.map(lambda p: p[None], params),
       initial=None if resets is None else initial,
   )
-  per_channel = tokens.forget[0].shape[-1] != 1
+  per_channel = any(gate.shape[-1] != 1 for gate in tokens.forget)
   if per_channel and options.implementation == "pallas":
     raise ValueError(
         "Gates alpha per output channel have no matrix form, which the kernel"

@@ -26,8 +26,8 @@ class OpenChunk(NamedTuple):
   """The tokens of each row's open chunk.
 
   b rows a head, not D x D matrices: what is needed to read on, and to close.
-  The places still free are not written, and hold any finite numbers: a chunk
-  that closes leaves its tokens where they are.
+  The places still free are not written; zeros where a document starts, later
+  what earlier chunks of it left there.
 
   Attributes:
     keys: [B, H, b, D].
@@ -58,6 +58,9 @@ class OpenChunk(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class MemoryState:
   """State of one neural memory. A pytree of fixed size.
+
+  However the same tokens were cut into calls, it is the same but at the open
+  chunk's free places, which nothing reads.
 
   Attributes:
     chunk_start: weights and momentum at the start of the open chunk, where its
@@ -301,8 +304,14 @@ def close_rows(
 
 
 def start_documents(state: MemoryState, rows: Array) -> MemoryState:
-  """Starts again from the initial state in the rows [B] that are True."""
-  return _begin_chunk(state, rows, state.initial)
+  """Starts again from the initial state in the rows [B] that are True.
+
+  Nothing of the document before stays, were it infinite or not a number.
+  """
+  state = _begin_chunk(state, rows, state.initial)
+  empty = jax.tree.map(jnp.zeros_like, state.open)
+  opened = layout_lib.select_rows(rows, empty, state.open)
+  return dataclasses.replace(state, open=opened)
 
 
 def close_chunk(net: networks.Network, state: MemoryState) -> MemoryState:

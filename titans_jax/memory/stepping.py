@@ -45,7 +45,9 @@ def step(
   """
   mask = token.mask
   if token.starts is not None:
-    state = _change_rows(state_lib.start_documents, state, token.starts)
+    state = conditional.change_if(
+        state_lib.start_documents, jnp.any(token.starts), state, token.starts
+    )
 
   def put(new, old, axis=1):
     """Puts a token, of size 1 along the axis, at place count[b] of row b."""
@@ -115,7 +117,8 @@ def step(
 def _change_rows(change, state: MemoryState, rows: Array) -> MemoryState:
   """Returns change(state, rows) if any of the rows [B] is True.
 
-  `change` opens an empty chunk: it leaves the places of the old one alone.
+  `change` opens an empty chunk and leaves the places of the old one alone:
+  what does not change is not carried through the condition, which copies.
   """
 
   def parts(state):

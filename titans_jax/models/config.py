@@ -8,10 +8,10 @@ import dataclasses
 import numbers
 
 from titans_jax import memory as memory_lib
+from titans_jax.layers import neural_memory
 
 VARIANTS = ("mac", "mag", "mal", "lmm", "transformer")
 DTYPES = ("bfloat16", "float32", "float64")
-FORGET = ("token", "channel", "none")
 IMPLEMENTATIONS = ("auto", "xla", "pallas")
 
 
@@ -93,7 +93,7 @@ class TitansConfig:
 
   def __post_init__(self):
     _check_choice("variant", self.variant, VARIANTS)
-    _check_choice("forget", self.forget, FORGET)
+    _check_choice("forget", self.forget, neural_memory.FORGET)
     _check_choice("implementation", self.implementation, IMPLEMENTATIONS)
     _check_choice("dtype", self.dtype, DTYPES)
     _check_choice("param_dtype", self.param_dtype, DTYPES)

@@ -233,14 +233,17 @@ class MemoryAsContext(nn.Module):
     recall_queries, recall = self.memory.queries(x, state.recall, token)
     h = self.memory.recall(segment_start, recall_queries, x)
 
+    caches = attention_lib.clear_rows(
+        token.starts, (state.recalled, state.sequence)
+    )
     recalled, sequence = (
-        attention_lib.put_token(
+        layout_lib.put_token(
             cache,
             self.rotated_keys_values(new, place[:, None]),
             place,
             token.mask,
         )
-        for cache, new in [(state.recalled, h), (state.sequence, x)]
+        for cache, new in zip(caches, (h, x))
     )
     queries = self.attention.queries(x)
     seen = jnp.arange(length) <= place[:, None]
@@ -303,6 +306,7 @@ def _run_segment(
   y = mixer.attention.output(y)
   queries, query = memory.queries(y, carry.query, part)
   tokens, write = memory.writes(y, carry.write, part, update_memory)
+  _, tokens = state_lib.conform(state.memory.memory, tokens)
   tokens = scanning.with_written(tokens._replace(queries=queries), part)
   if part.offset is not None:
     opened = dataclasses.replace(state.memory.memory, count=open_count)
@@ -392,7 +396,8 @@ def _take_open(x: Array, layout: Layout, length: int) -> Array:
   first = jnp.minimum(layout.end // length, last) * length
   filled = jnp.arange(length) < (layout.end % length)[:, None]
   rows = layout_lib.rows_at(x, first, length)
-  return jnp.where(filled.reshape(*filled.shape, *(1,) * (x.ndim - 2)), rows, 0)
+  filled = filled.reshape(*filled.shape, *(1,) * (x.ndim - 2))
+  return jnp.where(filled, rows, jnp.zeros_like(rows))
 
 
 def _change_where(rows: Array, new, old):
