@@ -400,9 +400,8 @@ def with_open(
   def take(x):
     chunks = x.reshape(batch, -1, chunk_size, *x.shape[2:])
     rows = jax.vmap(lambda row, i: row[i])(chunks, index)
-    return jnp.where(
-        filled.reshape(filled.shape + (1,) * (x.ndim - 2)), rows, 0
-    )
+    where = filled.reshape(filled.shape + (1,) * (x.ndim - 2))
+    return jnp.where(where, rows, jnp.zeros_like(rows))
 
   def take_per_head(x):
     return jnp.moveaxis(take(x), 2, 1)
@@ -437,7 +436,10 @@ def _linearized(options, params, weights, tokens, written, filled) -> OpenChunk:
       params, weights, tokens.keys, tokens.values
   )
   inputs, deltas = jax.tree.map(
-      lambda x: jnp.where(filled[:, None, :, None], x, 0), (inputs, deltas)
+      lambda x: jnp.where(filled[:, None, :, None], x, 0).astype(
+          tokens.keys.dtype
+      ),
+      (inputs, deltas),
   )
   return OpenChunk(
       keys=tokens.keys,
