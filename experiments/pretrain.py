@@ -41,6 +41,11 @@ _PROMPT = flags.DEFINE_string(
 _SAMPLE_TOKENS = flags.DEFINE_integer(
     "sample_tokens", 300, "Tokens to sample at the end.", lower_bound=0
 )
+_INIT_FROM = flags.DEFINE_string(
+    "init_from",
+    None,
+    "Workdir of another run, whose parameters this one begins with.",
+)
 _CONFIG = _flags.define_config("quickstart.py")
 
 
@@ -74,7 +79,7 @@ def main(argv) -> None:
     task = tasks.TextTask(
         model, corpus, batch_size=run.data.batch_size, seed=run.seed
     )
-    result = trainer.train(run, _WORKDIR.value, model, task)
+    result = trainer.train(run, _WORKDIR.value, model, task, _INIT_FROM.value)
   if result.finished and distributed.is_main():
     _report_quality(result.evaluation, corpus, tokenizer)
     if _SAMPLE_TOKENS.value and jax.process_count() == 1:

@@ -182,6 +182,27 @@ class PretrainTest(parameterized.TestCase):
     processes.params(workdir)
     self.assertTrue(part.exists())
 
+  def test_parameters_of_another_run(self):
+    # Given a finished run, another begins with its parameters in bfloat16
+    workdir = self.folder / "fine_tuned"
+    process = self.pretrain(
+        workdir,
+        f"--init_from={self.whole}",
+        "--config.model.param_dtype=bfloat16",
+        "--config.train.num_steps=2",
+        "--sample_tokens=0",
+    )
+    self.assertEqual(process.returncode, 0, process.stderr)
+    self.assertIn(f"Parameters of step 60 of {self.whole}", process.stdout)
+    first, before = (processes.curve(d)[0] for d in (workdir, self.whole))
+    self.assertLess(first["loss"], 0.8 * before["loss"])
+    process = self.pretrain(
+        self.folder / "refused",
+        f"--init_from={self.whole}",
+        "--config.model.vocab_size=300",
+    )
+    self.assert_error(process, "embedding is .257, 16., .* vocabularies differ")
+
   def test_other_data(self):
     workdir = self.copy(self.whole, "other_data")
     kept = self.text.read_bytes()

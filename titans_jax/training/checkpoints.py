@@ -199,15 +199,18 @@ class Checkpoints:
     return Restored(state, meta["data"])
 
   def restore_params(
-      self, step: int | None = None
+      self, step: int | None = None, like: Any = None
   ) -> tuple[Any, dict[str, Any], int]:
     """Returns the parameters alone, their run's configuration, and their step.
 
     Args:
       step: which checkpoint; None: the newest whole one.
+      like: parameters, abstract or not, whose shardings and dtypes these get;
+        None: they keep their dtypes, on this process's first device.
 
     Raises:
       CheckpointError: none can be read.
+      ValueError: `like` is of a model of other shapes.
     """
     steps = self._steps()
     if step is not None:
@@ -222,16 +225,28 @@ class Checkpoints:
       if meta is None:
         continue
       config_lib.check_version(meta["run"])
+      saved = abstract(functools.partial(_params, meta["run"]))
+      if like is not None:
+        _check_same_shapes(saved, like, self.directory)
+        saved = jax.tree.map(
+            lambda x, y: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=y.sharding
+            ),
+            saved,
+            like,
+        )
       try:
-        return self._restore_params(candidate, meta), meta["run"], candidate
+        params = self._restore_params(candidate, meta, saved)
+        if like is not None:
+          params = jax.tree.map(lambda x, y: x.astype(y.dtype), params, like)
+        return params, meta["run"], candidate
       except Exception as error:  # pylint: disable=broad-except
         self._damaged(candidate, error)
     raise CheckpointError(
         f"None of the checkpoints {steps} in {self.directory} can be read."
     )
 
-  def _restore_params(self, step: int, meta: dict[str, Any]) -> Any:
-    like = abstract(functools.partial(_params, meta["run"]))
+  def _restore_params(self, step: int, meta: dict[str, Any], like: Any) -> Any:
     items = self._manager.restore(
         step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like))
     )
@@ -302,6 +317,25 @@ def abstract(make) -> Any:
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
       jax.eval_shape(make),
   )
+
+
+def _check_same_shapes(saved: Any, like: Any, directory) -> None:
+  """Raises ValueError where two models' parameters differ in shape."""
+  shapes = [
+      {
+          jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+          for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+      }
+      for params in (saved, like)
+  ]
+  for name in sorted(set(shapes[0]) | set(shapes[1])):
+    there, here = (s.get(name, "not there") for s in shapes)
+    if there != here:
+      raise ValueError(
+          f"The checkpoint in {directory} is that of another model: its {name}"
+          f" is {there}, this model's {here}."
+          + (" Their vocabularies differ." if name == "embedding" else "")
+      )
 
 
 def _optimizer_item(state: step_lib.TrainState) -> dict[str, Any]:

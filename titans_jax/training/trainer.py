@@ -56,6 +56,7 @@ def train(
     workdir: str | os.PathLike[str],
     model: language_model.TitansLM,
     task: tasks.Task,
+    init_from: str | os.PathLike[str] | None = None,
 ) -> Result:
   """Trains, or goes on where the workdir's last checkpoint stopped.
 
@@ -68,6 +69,8 @@ def train(
     workdir: where; must hold nothing, or this run.
     model: of the run.
     task: what to train it on.
+    init_from: another run, whose parameters a fresh run begins with, in this
+      run's layout and dtype.
 
   Raises:
     ValueError: the workdir holds another run, or the data is not the one that
@@ -106,6 +109,13 @@ def train(
       init = functools.partial(step_lib.init_state, model, optimizer, run.seed)
       shardings = jax.tree.map(lambda x: x.sharding, like)
       state = jax.jit(init, out_shardings=shardings)()
+      if init_from is not None:
+        with contextlib.closing(
+            checkpoints_lib.open_checkpoints(init_from)
+        ) as others:
+          params, _, step = others.restore_params(like=like.params)
+        state = state._replace(params=params)
+        distributed.say(f"Parameters of step {step} of {init_from}.")
     else:
       _check_same_data(restored.data, task)
       state = restored.state
