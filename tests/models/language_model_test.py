@@ -468,10 +468,11 @@ class BadInputTest(parameterized.TestCase):
 
 class DtypeTest(parameterized.TestCase):
 
-  @parameterized.product(
-      variant=["lmm", "mac"],
-      dtype=["bfloat16", "float64"],
-      tie_embeddings=[True, False],
+  @parameterized.parameters(
+      ("lmm", "bfloat16", True),
+      ("lmm", "float64", False),
+      ("mac", "bfloat16", False),
+      ("mac", "float64", True),
   )
   def test_computation_in_another_dtype_than_the_parameters(
       self, variant, dtype, tie_embeddings
