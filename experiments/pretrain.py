@@ -65,15 +65,16 @@ def main(argv) -> None:
           f" tokenizer's {tokenizer.vocab_size} tokens."
       )
     trainer.check_same_run(run, pathlib.Path(_WORKDIR.value))
-    corpus = data.prepare(
-        run.data.source,
-        tokenizer,
-        run.data.cache_dir or pathlib.Path(_WORKDIR.value) / "data",
-        sequence_length=run.data.sequence_length,
-        unit=run.model.unit,
-        heldout_fraction=run.data.heldout_fraction,
-        max_heldout_sequences=run.data.max_heldout_sequences,
-    )
+    with distributed.main_first("the data is prepared"):
+      corpus = data.prepare(
+          run.data.source,
+          tokenizer,
+          run.data.cache_dir or pathlib.Path(_WORKDIR.value) / "data",
+          sequence_length=run.data.sequence_length,
+          unit=run.model.unit,
+          heldout_fraction=run.data.heldout_fraction,
+          max_heldout_sequences=run.data.max_heldout_sequences,
+      )
     distributed.say(corpus.summary())
     model = language_model.TitansLM(run.model)
     task = tasks.TextTask(

@@ -18,6 +18,7 @@ import numpy as np
 
 from titans_jax.data import files
 from titans_jax.data import packing
+from titans_jax.data import prepared
 from titans_jax.data import sources
 from titans_jax.data import tokenizers
 
@@ -176,9 +177,14 @@ def _origin(source: str, tokenizer: tokenizers.Tokenizer) -> dict:
   if source == "builtin":
     inputs = [["builtin", sys.version]]
   else:
+    paths = (
+        prepared.shard_files(source)
+        if prepared.is_prepared(source)
+        else sources.files(source)
+    )
     inputs = [
         [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
-        for path in sources.files(source)
+        for path in paths
     ]
   return {
       "version": _VERSION,
@@ -204,16 +210,13 @@ def _tokenize(source, tokenizer, directory, origin) -> dict:
   content = hashlib.sha256(tokenizer.fingerprint.encode())
   position = 0
   with files.replacing(directory / "tokens.bin") as file:
-    for text in sources.documents(source):
-      if not text:
-        continue
-      digest = hashlib.sha256(text).digest()
+    for digest, size, tokens in _documents(source, tokenizer):
       content.update(digest)
-      ids = np.concatenate([mark, tokenizer.encode(text).astype(dtype)])
+      ids = np.concatenate([mark, tokens.astype(dtype)])
       file.write(ids.tobytes())
       starts.append(position)
       lengths.append(len(ids))
-      sizes.append(len(text))
+      sizes.append(size)
       digests.append(digest[:8])
       position += len(ids)
     file.write(mark.tobytes())
@@ -235,6 +238,17 @@ def _tokenize(source, tokenizer, directory, origin) -> dict:
   files.replace(directory / "corpus.json", json.dumps(meta, indent=2))
   logging.info("Tokenised %s documents, %s tokens.", len(starts), position)
   return meta
+
+
+def _documents(source, tokenizer):
+  """Yields (SHA-256, bytes of text, token ids) of the documents with text."""
+  if prepared.is_prepared(source):
+    yield from prepared.documents(source, tokenizer)
+    return
+  for text in sources.documents(source):
+    if text:
+      digest = hashlib.sha256(text).digest()
+      yield digest, len(text), tokenizer.encode(text)
 
 
 def _split(starts, lengths, digests, fraction):

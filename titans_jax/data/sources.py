@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
+import itertools
 import json
 import pathlib
-from typing import Iterator
+from typing import Iterable, Iterator
 
 JSON_LINES = (".jsonl", ".json")
 ARRAY_RECORD = (".array_record", ".arrayrecord")
+PARQUET = (".parquet",)
 
 
 def documents(source: str) -> Iterator[bytes]:
@@ -18,8 +21,9 @@ def documents(source: str) -> Iterator[bytes]:
 
   Args:
     source: "builtin", a file, or a glob of files. A `.jsonl` file holds a
-      document per line, under "text"; an `.array_record` file one per record;
-      any other file is one document, whatever its bytes.
+      document per line, under "text"; a `.parquet` file one per row, in the
+      column "text"; an `.array_record` file one per record; any other file is
+      one document, whatever its bytes.
 
   Raises:
     ValueError: no such file, an empty one, or a line that is no document.
@@ -29,6 +33,72 @@ def documents(source: str) -> Iterator[bytes]:
     return
   for path in files(source):
     yield from _read(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """A part of a source that can be read by itself.
+
+  Attributes:
+    paths: files that it lies in: one, or several whole ones.
+    first: where it begins: a byte of a JSON lines file, a row group of a Parquet
+      file.
+    end: where the next one begins; None: at the end.
+  """
+
+  paths: tuple[pathlib.Path, ...]
+  first: int = 0
+  end: int | None = None
+
+  def documents(self) -> Iterator[bytes]:
+    """Yields its documents."""
+    for path in self.paths:
+      yield from _read(path, self.first, self.end)
+
+
+def parts(source: str, size: int) -> list[Part]:
+  """Returns a source's parts, in its order, of about `size` bytes each.
+
+  Args:
+    source: files, as in `documents`.
+    size: large files are cut so, and small ones read together.
+
+  Raises:
+    ValueError: no such file, or an empty one.
+  """
+  found: list[Part] = []
+  small: list[pathlib.Path] = []
+
+  def put_small():
+    if small:
+      found.append(Part(tuple(small)))
+      small.clear()
+
+  for path in files(source):
+    bounds = _bounds(path, size)
+    if len(bounds) > 2:
+      put_small()
+      for first, end in itertools.pairwise(bounds):
+        found.append(Part((path,), first, end))
+      continue
+    small.append(path)
+    if sum(p.stat().st_size for p in small) >= size:
+      put_small()
+  put_small()
+  return found
+
+
+def _bounds(path: pathlib.Path, size: int) -> list[int]:
+  """Returns where the parts of a file begin, and where the last one ends."""
+  suffix = path.suffix.lower()
+  total = path.stat().st_size
+  if suffix in JSON_LINES:
+    return [*range(0, total, size), total]
+  if suffix in PARQUET:
+    groups = _parquet(path).metadata.num_row_groups
+    step = max(1, round(groups * size / max(total, 1)))
+    return [*range(0, groups, step), groups]
+  return [0, total]
 
 
 def files(source: str) -> list[pathlib.Path]:
@@ -47,19 +117,36 @@ def files(source: str) -> list[pathlib.Path]:
   return paths
 
 
-def _read(path: pathlib.Path) -> Iterator[bytes]:
+def _read(
+    path: pathlib.Path, first: int = 0, end: int | None = None
+) -> Iterator[bytes]:
   suffix = path.suffix.lower()
   if suffix in JSON_LINES:
-    yield from _read_json_lines(path)
+    yield from _read_json_lines(path, first, end)
+  elif suffix in PARQUET:
+    yield from _read_parquet(path, first, end)
   elif suffix in ARRAY_RECORD:
-    yield from _read_array_record(path)
+    yield from read_array_record(path)
   else:
     yield path.read_bytes()
 
 
-def _read_json_lines(path: pathlib.Path) -> Iterator[bytes]:
+def _read_json_lines(
+    path: pathlib.Path, first: int, end: int | None
+) -> Iterator[bytes]:
+  """Reads the lines that begin at one of the bytes from `first` to `end`."""
+  where = "line"
   with path.open("rb") as lines:
-    for number, line in enumerate(lines, start=1):
+    if first:
+      where = f"behind byte {first:,}, line"
+      lines.seek(first - 1)
+      lines.readline()  # begins before
+    for number in itertools.count(1):
+      if end is not None and lines.tell() >= end:
+        return
+      line = lines.readline()
+      if not line:
+        return
       if not line.strip():
         continue
       try:
@@ -69,13 +156,49 @@ def _read_json_lines(path: pathlib.Path) -> Iterator[bytes]:
           raise TypeError
       except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}, line {number}: expected a JSON object with a string under"
+            f"{path}, {where} {number}: expected a JSON object with a string under"
             f" 'text', got {line[:80]!r}."
         ) from error
       yield text.encode("utf-8", errors="replace")
 
 
-def _read_array_record(path: pathlib.Path) -> Iterator[bytes]:
+def _parquet(path: pathlib.Path):
+  try:
+    from pyarrow import parquet  # pylint: disable=g-import-not-at-top
+  except ImportError as error:
+    raise ImportError(
+        f"Reading {path} needs the `pyarrow` package: pip install"
+        " 'titans-jax[parquet]'."
+    ) from error
+  try:
+    file = parquet.ParquetFile(path)
+  except (OSError, ValueError) as error:
+    raise ValueError(f"{path} is no whole Parquet file: {error}.") from error
+  if "text" not in file.schema_arrow.names:
+    raise ValueError(
+        f"{path} has no column 'text', but {file.schema_arrow.names}."
+    )
+  return file
+
+
+def _read_parquet(
+    path: pathlib.Path, first: int, end: int | None
+) -> Iterator[bytes]:
+  """Reads the row groups from `first` to `end`."""
+  file = _parquet(path)
+  last = file.metadata.num_row_groups if end is None else end
+  groups: Iterable[int] = range(first, last)
+  for batch in file.iter_batches(row_groups=list(groups), columns=["text"]):
+    for text in batch.column(0):
+      yield (text.as_py() or "").encode("utf-8", errors="replace")
+
+
+def read_array_record(path: pathlib.Path) -> Iterator[bytes]:
+  """Yields the records of a file.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
   from grain import sources  # pylint: disable=g-import-not-at-top
 
   try:

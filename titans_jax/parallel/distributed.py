@@ -98,6 +98,16 @@ def say(message: str) -> None:
     print(message, flush=True)
 
 
+@contextlib.contextmanager
+def main_first(name: str):
+  """Lets process 0 through before the others: what it writes they find."""
+  if not is_main():
+    barrier(name)
+  yield
+  if is_main():
+    barrier(name)
+
+
 def barrier(name: str) -> None:
   """Waits until all processes are here."""
   if jax.process_count() > 1:

@@ -41,8 +41,9 @@ class DataConfig:
   """What is read.
 
   Attributes:
-    source: "builtin" (the documentation that Python carries), a file, or a glob
-      of files: text, `.jsonl` (a document per line under "text"), or
+    source: "builtin" (the documentation that Python carries), a folder of
+      experiments.prepare_data, a file, or a glob of files: text, `.jsonl` (a
+      document per line under "text"), `.parquet` (a row's column "text"), or
       `.array_record` (a document per record).
     tokenizer: "byte", or the path of a Hugging Face tokenizer.json.
     sequence_length: T, a multiple of the chunk (for MAC of the segment).

@@ -66,7 +66,7 @@ def pretraining(size: str, variant: str, kind: str = ""):
   return overlay.run_config_dict(
       model=model,
       data={
-          "source": "data/fineweb_edu/*.array_record",
+          "source": "data/fineweb_edu",
           "tokenizer": "data/tokenizer.json",
           "sequence_length": _LENGTH,
           "batch_size": _BATCH_SIZE,
