@@ -189,11 +189,13 @@ class PretrainTest(parameterized.TestCase):
         workdir,
         f"--init_from={self.whole}",
         "--config.model.param_dtype=bfloat16",
-        "--config.train.num_steps=2",
+        "--config.train.num_steps=4",
+        "--config.train.profile_at=2",
         "--sample_tokens=0",
     )
     self.assertEqual(process.returncode, 0, process.stderr)
     self.assertIn(f"Parameters of step 60 of {self.whole}", process.stdout)
+    self.assertNotEmpty(list((workdir / "profile").rglob("*.xplane.pb")))
     first, before = (processes.curve(d)[0] for d in (workdir, self.whole))
     self.assertLess(first["loss"], 0.8 * before["loss"])
     process = self.pretrain(

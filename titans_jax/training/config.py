@@ -21,6 +21,7 @@ FREE = (
     ("train", "eval_every"),
     ("train", "checkpoint_every"),
     ("train", "keep_checkpoints"),
+    ("train", "profile_at"),
     ("data", "cache_dir"),
     ("parallel",),
 )
@@ -124,6 +125,8 @@ class TrainConfig:
     eval_every: steps between evaluations on the held-out text.
     checkpoint_every: steps between checkpoints.
     keep_checkpoints: how many are kept.
+    profile_at: a step from which on three steps are profiled, for xprof, into
+      the workdir's `profile`; None: none.
   """
 
   num_steps: int = 1000
@@ -133,6 +136,7 @@ class TrainConfig:
   eval_every: int = 100
   checkpoint_every: int = 100
   keep_checkpoints: int = 3
+  profile_at: int | None = None
 
   def __post_init__(self):
     check_at_least(
@@ -147,6 +151,8 @@ class TrainConfig:
         "keep_checkpoints",
     )
     check_at_least(self, "train", 0, "z_loss")
+    if self.profile_at is not None:
+      check_at_least(self, "train", 1, "profile_at")
 
 
 @dataclasses.dataclass(frozen=True)

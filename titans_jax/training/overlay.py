@@ -76,6 +76,7 @@ def run_config(
   values = values.to_dict()
   _check_optional(model_config.TitansConfig, "model", values["model"])
   _check_optional(data_class, "data", values["data"])
+  _check_optional(config_lib.TrainConfig, "train", values["train"])
   _check_optional(mesh_lib.ParallelConfig, "parallel", values["parallel"])
   if values["model"]["vocab_size"] is None:
     values["model"]["vocab_size"] = default_vocab_size

@@ -23,6 +23,8 @@ import numpy as np
 from titans_jax import parallel
 from titans_jax.data import files
 from titans_jax.models import language_model
+from titans_jax.models import operations
+from titans_jax.parallel import chips
 from titans_jax.parallel import distributed
 from titans_jax.training import checkpoints as checkpoints_lib
 from titans_jax.training import config as config_lib
@@ -30,6 +32,8 @@ from titans_jax.training import metrics as metrics_lib
 from titans_jax.training import optimizer as optimizer_lib
 from titans_jax.training import step as step_lib
 from titans_jax.training import tasks
+
+_PROFILED_STEPS = 3
 
 
 class Result(NamedTuple):
@@ -158,6 +162,8 @@ class _Loop:
         z_loss=run.train.z_loss,
         like=like,
     )
+    self.flops = _share_of_peak(run, like)
+    self.profiling = False
     self.evaluation = None
     self.progress = _Progress(self.first_step, run.train.num_steps)
     # The step dispatched last, not waited for yet: its number and metrics.
@@ -185,10 +191,12 @@ class _Loop:
       batch = parallel.place(next(self.batches), run.data.batch_size)
       if compiled is None:
         compiled = self._compile(batch)
+      self._profile(step)
       self.state, metrics = compiled(self.state, batch)
       self._finish_step()
       step += 1
       self.pending = (step, metrics)
+    self._end_profile()
     self.checkpoints.wait()
     self.writer.close()
     self.progress.close()
@@ -217,6 +225,24 @@ class _Loop:
     self.progress.start()
     return compiled
 
+  def _profile(self, step: int) -> None:
+    """Starts or ends the profile in front of step + 1."""
+    first = self.run.train.profile_at
+    if first is None:
+      return
+    if step + 1 == first:
+      jax.profiler.start_trace(str(self.workdir / "profile"))
+      self.profiling = True
+    elif step + 1 >= first + _PROFILED_STEPS:
+      self._end_profile()
+
+  def _end_profile(self) -> None:
+    if self.profiling:
+      self._finish_step()  # All that was dispatched is in it.
+      jax.profiler.stop_trace()
+      self.profiling = False
+      distributed.say(f"Profile: {self.workdir / 'profile'}")
+
   def _finish_step(self) -> None:
     """Looks at the metrics of the step before the one just dispatched."""
     if self.pending is None:
@@ -231,7 +257,10 @@ class _Loop:
     row["learning_rate"] = float(self.schedule(step - 1))
     rate = self.progress.update(step, tokens, row["loss"])
     if step % self.run.train.log_every == 0 or step == 1:
-      self.writer.write(step, row | {"tokens_per_second": rate})
+      row["tokens_per_second"] = rate
+      if self.flops is not None:
+        row["mfu"] = self.flops * rate / tokens
+      self.writer.write(step, row)
 
   def _stop_non_finite(
       self, name: str, step: int, row: dict[str, float]
@@ -319,6 +348,30 @@ class _Progress:
   def close(self) -> None:
     if self._bar is not None:
       self._bar.close()
+
+
+def _share_of_peak(
+    run: config_lib.RunConfig, like: step_lib.TrainState
+) -> float | None:
+  """Returns a step's operations as a share of what all devices can do at their
+  peak in a second; None where the peak is not known."""
+  mesh = like.step.sharding.mesh
+  chip = chips.find(mesh.devices.flat[0].device_kind)
+  if chip is None:
+    return None
+  parts = operations.of_step(
+      run.model,
+      like.params,
+      run.data.batch_size,
+      run.data.sequence_length,
+      mesh.size // mesh.shape["tensor"],
+  )
+  distributed.say(
+      f"MFU is {sum(parts.values()):.4g} operations a step (forward and"
+      f" backward, each once) by {mesh.size} x {chip.flops:.4g}/s, the peak of"
+      f" a {chip.name}."
+  )
+  return sum(parts.values()) / (chip.flops * mesh.size)
 
 
 @contextlib.contextmanager
