@@ -42,6 +42,7 @@ _FREE = frozenset(
         "async-done",
         "all-gather-done",
         "all-reduce-done",
+        "collective-permute-done",
     ]
 )
 _SLICES = frozenset(["dynamic-slice", "slice", "gather"])

@@ -86,8 +86,10 @@ def _walk(jaxpr, known, times, again, platform, count) -> None:
       branches = _branches(params["branches"], platform)
       _walk_longest(branches, operands[1:], times, here, platform, count)
     elif name == "shard_map":
-      # Every mesh axis is manual in there: what is not sharded is repeated.
-      shards = params["mesh"].size
+      # What is not sharded over a manual axis is repeated.
+      names = ("newly_manual_axes", "manual_axes")  # by the version of jax
+      manual = next(params[name] for name in names if name in params)
+      shards = math.prod(params["mesh"].shape[axis] for axis in manual)
       _walk(params["jaxpr"], operands, times * shards, here, platform, count)
     else:
       for inner in _inner(params):

@@ -3,7 +3,8 @@
 """Plans a training run on TPUs that need not be there.
 
     python -m experiments.plan --config=experiments/configs/titans_760m_mac.py \
-        --topology=v5p:8x8x8 --workdir=runs/plan [--config.parallel.layout=...]
+        --topology=v5p:4x4x4 --config.parallel.data=4 \
+        --config.parallel.fsdp=16 --workdir=runs/plan
 
 Compiles the real training step for the slice (libtpu is needed, a TPU is not)
 and says whether it fits, what it computes and sends, and an estimate of its
@@ -346,23 +347,28 @@ def _chain_seconds(run, chip) -> float:
 def _search(run: config_lib.RunConfig, devices) -> dict[str, Any]:
   """Returns the plan with the most tokens per second that fits.
 
-  Tries every layout, and rows per device from one, doubled until they do not
-  fit.
+  Tries every layout with its own sizes, and rows per device from one (and
+  microbatch), doubled until they do not fit.
   """
   best: dict[str, Any] | None = None
   tried = []
   for layout in parallel.LAYOUTS:
-    rows = 1
-    while rows <= 64:
-      config = dataclasses.replace(run.parallel, layout=layout)
-      tensor = config.sizes(len(devices))["tensor"]
-      batch_size = rows * len(devices) // tensor
-      candidate = dataclasses.replace(
-          run,
-          parallel=config,
-          data=dataclasses.replace(run.data, batch_size=batch_size),
-      )
-      plan = make_plan(candidate, devices)
+    rows = run.train.accumulation
+    while rows <= 64 * run.train.accumulation:
+      config = parallel.ParallelConfig(layout, rules=run.parallel.rules)
+      try:
+        tensor = config.sizes(len(devices))["tensor"]
+        batch_size = rows * len(devices) // tensor
+        candidate = dataclasses.replace(
+            run,
+            parallel=config,
+            data=dataclasses.replace(run.data, batch_size=batch_size),
+        )
+        plan = make_plan(candidate, devices)
+      except ValueError as error:  # a mesh that does not divide the model
+        tried.append({"layout": layout, "fits": False, "reason": str(error)})
+        print(tried[-1], flush=True)
+        break
       tried.append(
           {
               "layout": layout,

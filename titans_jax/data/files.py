@@ -5,15 +5,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pathlib
 from typing import BinaryIO, Iterator
+import uuid
 
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
   """Opens a file that takes the place of another when it is whole."""
-  part = path.with_name(f"{path.name}.{os.getpid()}.part")
+  # A name of its own: other hosts may have a process of the same number.
+  part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
   try:
     with part.open("wb") as file:
       yield file

@@ -14,9 +14,12 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import pathlib
+import threading
 from typing import Any, Callable, Iterator
+import uuid
 
 import numpy as np
 
@@ -85,6 +88,8 @@ def write(
       "sizes": {str(p): p.stat().st_size for p in sources.files(source)},
   }
   _check_settings(directory / _SETTINGS, settings)
+  for part in directory.glob("*.part"):
+    part.unlink(missing_ok=True)  # of a call that was killed
   done: dict[int, Shard] = {}
   waiting = []
   for number in range(len(parts)):
@@ -216,6 +221,14 @@ _tokenizer: tokenizers.Tokenizer
 
 
 def _start_worker(tokenizer_name: str) -> None:
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+
+  def end_with_parent():
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+  threading.Thread(target=end_with_parent, daemon=True).start()
   global _tokenizer  # of this worker process
   _tokenizer = tokenizers.make_tokenizer(tokenizer_name)
 
@@ -225,7 +238,8 @@ def _write_shard(part: sources.Part, directory: str, number: int) -> Shard:
   from array_record.python import array_record_module  # pylint: disable=g-import-not-at-top
 
   path = pathlib.Path(directory) / _name(number)
-  unfinished = path.with_suffix(".part")
+  # A name of its own: a worker of a call that was killed may still be writing.
+  unfinished = path.with_suffix(f".{uuid.uuid4().hex[:12]}.part")
   writer = array_record_module.ArrayRecordWriter(
       str(unfinished), "group_size:1"
   )
@@ -242,9 +256,10 @@ def _write_shard(part: sources.Part, directory: str, number: int) -> Shard:
       count += 1
       tokens += len(ids)
       size += len(text)
-  finally:
     writer.close()
-  unfinished.replace(path)
+    unfinished.replace(path)
+  finally:
+    unfinished.unlink(missing_ok=True)
   shard = Shard(path.name, count, tokens, size)
   files.replace(
       path.with_name(f"{path.name}.json"), json.dumps(dataclasses.asdict(shard))

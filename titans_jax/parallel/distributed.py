@@ -11,14 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 import socket
 import time
+from typing import Any
 
 from absl import logging
 import jax
+import numpy as np
 
 _SECONDS_BETWEEN_LINES = 10.0
+_LONGEST_WAIT = 24 * 3600  # seconds, for a process that tokenises
 
 # What calls and answers begin with: a port may be another program's.
 _GREETING = "titans_jax "
@@ -109,11 +114,35 @@ def main_first(name: str):
 
 
 def barrier(name: str) -> None:
-  """Waits until all processes are here."""
+  """Waits until all processes are here, as long as they live."""
   if jax.process_count() > 1:
-    from jax.experimental import multihost_utils  # pylint: disable=g-import-not-at-top
+    # Not a collective of the devices: those give up after a minute or so.
+    from jax._src import distributed  # pylint: disable=g-import-not-at-top
 
-    multihost_utils.sync_global_devices(name)
+    client: Any = distributed.global_state.client
+    client.wait_at_barrier(name, timeout_in_ms=_LONGEST_WAIT * 1000)
+
+
+def check_same(values: dict[str, Any]) -> None:
+  """Raises ValueError where the processes of a run have other values.
+
+  Args:
+    values: what must be the same everywhere, by name; plain values.
+  """
+  if jax.process_count() == 1:
+    return
+  from jax.experimental import multihost_utils  # pylint: disable=g-import-not-at-top
+
+  for name, value in values.items():
+    text = json.dumps(value, sort_keys=True).encode()
+    mine = np.frombuffer(hashlib.sha256(text).digest(), np.uint32)
+    every = multihost_utils.process_allgather(mine)
+    other = np.flatnonzero((every != every[0]).any(axis=1))
+    if other.size:
+      raise ValueError(
+          f"The {name} of processes {other.tolist()} is another than that of"
+          " process 0: give all the same flags and the same files."
+      )
 
 
 def _find(address, count, index, timeout) -> Processes | None:
@@ -200,9 +229,14 @@ def _call_roll(me: Processes, deadline: float, timeout: float) -> None:
       caller.settimeout(5.0)
       try:
         call = caller.recv(64).decode(errors="replace")
-        index = int(call.removeprefix(_GREETING))
+        greeting, *numbers = call.split(" ")
+        index, count = map(int, numbers)
+        if f"{greeting} " != _GREETING or count != me.count:
+          raise ValueError(call)
+        if not 1 <= index < count:
+          raise ValueError(call)
       except (OSError, ValueError):
-        caller.close()
+        caller.close()  # of another run, or not one of us
         continue
       if (
           index in came
@@ -234,7 +268,7 @@ def _answer_roll(me: Processes, deadline: float, timeout: float) -> None:
   while (now := time.monotonic()) < deadline:
     try:
       with socket.create_connection((host, port), deadline - now) as caller:
-        caller.sendall(f"{_GREETING}{me.index}".encode())
+        caller.sendall(f"{_GREETING}{me.index} {me.count}".encode())
         # A moment longer than process 0 waits, which knows who is missing.
         caller.settimeout(deadline - now + 10)
         answer = caller.recv(4096).decode(errors="replace")

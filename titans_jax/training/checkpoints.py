@@ -38,7 +38,7 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-  """The checkpoints of one run, in `directory`, a local path or a gs:// one.
+  """The checkpoints of one run, in `directory`.
 
   Only the run itself opens them to write (`keep` says how many stay); whoever
   reads leaves a save that is under way alone. Of several processes all call the
@@ -285,6 +285,13 @@ class Checkpoints:
     self._manager.reload()
 
   def _damaged(self, step: int, error: Exception) -> None:
+    if jax.process_count() > 1:
+      # Alone this process cannot pass over it: the others may have read it.
+      raise CheckpointError(
+          f"Checkpoint {self.directory / str(step)} is damaged, or process"
+          f" {jax.process_index()} cannot read it: {_first_line(error)}. If it"
+          " is damaged, remove it: the run goes on from the one before."
+      ) from error
     logging.warning(
         "Checkpoint %s is damaged and is passed over: %s",
         self.directory / str(step),

@@ -215,7 +215,7 @@ def run_config(values: dict[str, Any], data_class=DataConfig) -> RunConfig:
       data=data_class(**values["data"]),
       optimizer=OptimizerConfig(**values["optimizer"]),
       train=TrainConfig(**values["train"]),
-      parallel=mesh_lib.ParallelConfig(**values.get("parallel", {})),
+      parallel=mesh_lib.ParallelConfig(**values["parallel"]),
       seed=values["seed"],
   )
 

@@ -92,6 +92,13 @@ def train(
       batch_size=run.data.batch_size,
       accumulation=run.train.accumulation,
   )
+  distributed.check_same(
+      {
+          "configuration": run.to_dict(),
+          "data": task.fingerprint,
+          "init_from": str(init_from),
+      }
+  )
   workdir.mkdir(parents=True, exist_ok=True)
   if distributed.is_main():
     files.replace(workdir / "config.json", json.dumps(run.to_dict(), indent=2))
@@ -228,7 +235,7 @@ class _Loop:
   def _profile(self, step: int) -> None:
     """Starts or ends the profile in front of step + 1."""
     first = self.run.train.profile_at
-    if first is None:
+    if first is None or not distributed.is_main():
       return
     if step + 1 == first:
       jax.profiler.start_trace(str(self.workdir / "profile"))
