@@ -182,6 +182,7 @@ class PretrainTest(parameterized.TestCase):
     processes.params(workdir)
     self.assertTrue(part.exists())
 
+  @pytest.mark.slow
   def test_parameters_of_another_run(self):
     # Given a finished run, another begins with its parameters in bfloat16
     workdir = self.folder / "fine_tuned"
@@ -231,7 +232,7 @@ class PretrainTest(parameterized.TestCase):
     )
 
   @parameterized.parameters("mac", "transformer")
-  @pytest.mark.slow
+  @pytest.mark.exhaustive
   def test_other_variants(self, variant):
     workdir = self.folder / variant
     args = (
@@ -299,6 +300,7 @@ class GenerateTest(parameterized.TestCase):
         *processes.TINY,
         f"--config.data.source={text}",
         "--config.train.num_steps=7",
+        "--sample_tokens=0",
     )
 
   def generate(self, *args):

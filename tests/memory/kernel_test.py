@@ -166,6 +166,7 @@ class CompiledTest(_Compiled):
   def test_through_the_scan(self):
     self.check("v5e:2x2", dim=48, chunk=16)
 
+  @pytest.mark.slow
   def test_float32_fits_too(self):
     # A product's operands are split into parts, which take VMEM.
     self.check_kernels("v5p", heads=16, dim=96, chunk=16, dtype="float32")
@@ -215,11 +216,10 @@ def _preset_sizes():
 
 
 # On the class: absl's parameterized methods lose a mark of their own.
-@pytest.mark.slow
+@pytest.mark.exhaustive
 class EveryPresetTest(_Compiled):
 
-  # The least VMEM, and both widths of a matrix unit.
-  @parameterized.product(chip=["v4", "v5p", "v6e"], sizes=_preset_sizes())
+  @parameterized.product(chip=list(_aot.TOPOLOGIES), sizes=_preset_sizes())
   def test_compiles(self, chip, sizes):
     if chip == "v4" and sizes[1] == 256:
       self.skipTest("Does not fit v4's VMEM, as tested above.")

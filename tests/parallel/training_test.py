@@ -68,8 +68,12 @@ class TrainingTest(parameterized.TestCase):
   def test_losses_are_those_of_one_device(self, variant):
     self.check_mixed(variant)
 
-  @parameterized.parameters("mac", "mag")
   @pytest.mark.slow
+  def test_losses_are_those_of_one_device_with_segments(self):
+    self.check_mixed("mac")
+
+  @parameterized.parameters("mag", "mal")
+  @pytest.mark.exhaustive
   def test_losses_are_those_of_one_device_too(self, variant):
     self.check_mixed(variant)
 
