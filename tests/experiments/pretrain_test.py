@@ -73,7 +73,7 @@ class PretrainTest(parameterized.TestCase):
     self.assertIn(str(self.whole / "checkpoints"), out)
     self.assertIn("--config.model.variant=mag", out)
 
-  @pytest.mark.slow
+  @pytest.mark.exhaustive
   def test_finished_run_is_only_reported_again(self):
     workdir = self.copy(self.whole, "again")
     again = self.pretrain(workdir)
@@ -85,6 +85,7 @@ class PretrainTest(parameterized.TestCase):
     )
     self.assert_same_run(workdir)
 
+  @pytest.mark.exhaustive
   def test_killed_run_resumes_bit_for_bit(self):
     row = random.randint(16, 45)  # behind the first whole checkpoint
     workdir = self.folder / "killed"

@@ -257,7 +257,7 @@ class Properties:
     self.assertEqual(metrics["num_tokens"], jnp.sum(scored))
     testing.assert_close(state, expected_state, 1e-9)
 
-  @pytest.mark.slow
+  @pytest.mark.exhaustive
   def test_random_tokens_cannot_be_predicted(self):
     # Trained on uniformly random tokens, fresh at every step, a model that sees
     # the future, or another row, falls below their entropy.

@@ -68,7 +68,7 @@ class TrainingTest(parameterized.TestCase):
   def test_losses_are_those_of_one_device(self, variant):
     self.check_mixed(variant)
 
-  @pytest.mark.slow
+  @pytest.mark.exhaustive
   def test_losses_are_those_of_one_device_with_segments(self):
     self.check_mixed("mac")
 
@@ -100,7 +100,7 @@ class TrainingTest(parameterized.TestCase):
     share = {"dp": 1.0, "fsdp": 0.3}[layout]
     self.assertLessEqual(_bytes_on_one(state), share * whole)
 
-  @pytest.mark.slow
+  @pytest.mark.exhaustive
   def test_kernel_in_interpret_mode(self):
     # Given the kernel, which XLA cannot partition
     config = _config("lmm", implementation="pallas")

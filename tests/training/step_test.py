@@ -76,7 +76,7 @@ class TrainStepTest(parameterized.TestCase):
         with_z - loss, 0.1 * jnp.mean(log_z**2), rtol=1e-4
     )
 
-  @pytest.mark.slow
+  @pytest.mark.exhaustive
   def test_memory_does_not_grow_with_the_length(self):
     # Twice the tokens per sequence, half the sequences.
     model = titans.TitansLM(
