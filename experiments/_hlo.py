@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from typing import Iterator
+from typing import Iterator, NamedTuple
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (.*)$")
@@ -104,9 +104,12 @@ def moved(text: str) -> Iterator[Moved]:
     ValueError: a loop's number of trips is not a constant of the text.
   """
   program = _parse(text)
-  entry = re.search(r"^ENTRY %?([\w.\-]+) ", text, re.MULTILINE)
-  assert entry is not None
-  yield from _of_computation(program, entry[1], 1, "")
+  for computation, instruction, times, source in _executed(
+      program, _entry(text)
+  ):
+    if not _is_free(instruction):
+      size = _moved_by(program, computation, instruction)
+      yield Moved(instruction.name, source, times * size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,41 +148,31 @@ def collectives(text: str) -> Iterator[Collective]:
     text: of the program, `jax.stages.Compiled.as_text()`.
   """
   program = _parse(text)
-  entry = re.search(r"^ENTRY %?([\w.\-]+) ", text, re.MULTILINE)
-  assert entry is not None
-  yield from _collectives_of(program, entry[1], 1, "")
+  yield from _collectives_of(program, _executed(program, _entry(text)))
 
 
-def _collectives_of(program, name, times, loop) -> Iterator[Collective]:
-  computation = program[name]
-  for instruction in computation.values():
-    found = re.search(r'op_name="([^"]*)"', instruction.attributes)
-    source = found[1] if found else loop
+def _collectives_of(
+    program: dict[str, _Computation], executed: Iterator[_Executed]
+) -> Iterator[Collective]:
+  for computation, instruction, times, source in executed:
     opcode = instruction.opcode.removesuffix("-start")
-    if opcode in _COLLECTIVES:
-      # XLA joins several into one: of each its operand or result, the larger.
-      operands = [computation[name].shape for name in instruction.operands]
-      results = _ARRAY.findall(instruction.shape)
-      if instruction.opcode.endswith("-start"):
-        results = results[-len(operands) :]
-      for operand, result in zip(operands, results):
-        both = [*_ARRAY.findall(operand), result]
-        kind, sizes, _ = max(both, key=lambda a: _bytes(a[0], a[1], None))
-        size = times * _bytes(kind, sizes, None)
-        yield Collective(opcode, f"{kind}[{sizes}]", times, size, source)
+    if instruction.opcode in ("fusion", "async-start"):
+      called = instruction.called("calls")
+      yield from _collectives_of(
+          program, _executed(program, called, times, source)
+      )
+    if opcode not in _COLLECTIVES:
       continue
-    inner = []
-    if instruction.opcode == "while":
-      trips = _trips(program[instruction.called("condition")])
-      inner = [(instruction.called("body"), trips)]
-    elif instruction.opcode == "conditional":
-      inner = [(branch, 1) for branch in _branches(instruction)]
-    elif instruction.opcode == "call":
-      inner = [(instruction.called("to_apply"), 1)]
-    elif instruction.opcode in ("fusion", "async-start"):
-      inner = [(instruction.called("calls"), 1)]
-    for called, trips in inner:
-      yield from _collectives_of(program, called, times * trips, source)
+    # XLA joins several into one: of each its operand or result, the larger.
+    operands = [computation[name].shape for name in instruction.operands]
+    results = _ARRAY.findall(instruction.shape)
+    if instruction.opcode.endswith("-start"):
+      results = results[-len(operands) :]
+    for operand, result in zip(operands, results):
+      both = [*_ARRAY.findall(operand), result]
+      kind, sizes, _ = max(both, key=lambda a: _bytes(a[0], a[1], None))
+      size = times * _bytes(kind, sizes, None)
+      yield Collective(opcode, f"{kind}[{sizes}]", times, size, source)
 
 
 def _parse(text: str) -> dict[str, _Computation]:
@@ -234,13 +227,27 @@ def _bytes(kind: str, sizes: str, layout: str | None) -> int:
   return math.prod(shape) * bits // 8
 
 
-def _of_computation(
-    program: dict[str, _Computation], name: str, times: int, loop: str
-) -> Iterator[Moved]:
+class _Executed(NamedTuple):
+  """An instruction, among those of its computation, and how often it runs."""
+
+  computation: _Computation
+  instruction: _Instruction
+  times: int
+  source: str
+
+
+def _executed(
+    program: dict[str, _Computation], name: str, times: int = 1, loop: str = ""
+) -> Iterator[_Executed]:
+  """Yields a computation's instructions, and those of what it calls.
+
+  Fusions and asynchronous computations are one instruction.
+  """
   computation = program[name]
   for instruction in computation.values():
     name_of_source = re.search(r'op_name="([^"]*)"', instruction.attributes)
     source = name_of_source[1] if name_of_source else loop
+    yield _Executed(computation, instruction, times, source)
     inner = []
     if instruction.opcode == "while":
       trips = _trips(program[instruction.called("condition")])
@@ -249,11 +256,14 @@ def _of_computation(
       inner = [(instruction.called("to_apply"), 1)]
     elif instruction.opcode == "conditional":
       inner = [(branch, 1) for branch in _branches(instruction)]
-    elif not _is_free(instruction):
-      size = _moved_by(program, computation, instruction)
-      yield Moved(instruction.name, source, times * size)
     for called, trips in inner:
-      yield from _of_computation(program, called, times * trips, source)
+      yield from _executed(program, called, times * trips, source)
+
+
+def _entry(text: str) -> str:
+  entry = re.search(r"^ENTRY %?([\w.\-]+) ", text, re.MULTILINE)
+  assert entry is not None
+  return entry[1]
 
 
 def _is_free(instruction: _Instruction) -> bool:

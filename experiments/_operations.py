@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from . import _products
+
 
 @dataclasses.dataclass
 class Count:
@@ -185,9 +187,7 @@ def _share_of_blocks(operands, grid) -> float:
   return 1.0
 
 
-def _product(eqn) -> float:
+def _product(eqn) -> int:
   left, right = (var.aval.shape for var in eqn.invars)
-  (_, contracted), (_, batch) = eqn.params["dimension_numbers"]
-  paired = {*contracted, *batch}
-  free = [n for i, n in enumerate(right) if i not in paired]
-  return 2.0 * math.prod(left) * math.prod(free)
+  numbers = eqn.params["dimension_numbers"]
+  return _products.Product(left, right, numbers).operations

@@ -92,14 +92,10 @@ def constrain(x: jax.Array, tensor: int | None = None) -> jax.Array:
     x: rows, then anything.
     tensor: the axis that tensor shards.
   """
-  mesh, free = _free_axes()
-  if not free:
-    return x
-  parts: list[tuple[str, ...]] = [()] * x.ndim
-  parts[0] = _dividing(mesh, free, ROW_AXES, x.shape[0])
+  over: dict[int, tuple[str, ...]] = {0: ROW_AXES}
   if tensor is not None:
-    parts[tensor] = _dividing(mesh, free, HEAD_AXES, x.shape[tensor])
-  return jax.lax.with_sharding_constraint(x, P(*parts))
+    over[tensor] = HEAD_AXES
+  return _constrain(x, over)
 
 
 def gather(table: jax.Array, tensor: int) -> jax.Array:
@@ -108,12 +104,18 @@ def gather(table: jax.Array, tensor: int) -> jax.Array:
   Where a parameter is sharded over fsdp, XLA gathers it before use if it finds
   that out; said, it need not.
   """
+  return _constrain(table, {tensor: HEAD_AXES})
+
+
+def _constrain(x: jax.Array, over: dict[int, tuple[str, ...]]) -> jax.Array:
+  """Shards axes of x by mesh axes, as far as these divide them, no other."""
   mesh, free = _free_axes()
   if not free:
-    return table
-  parts: list[tuple[str, ...]] = [()] * table.ndim
-  parts[tensor] = _dividing(mesh, free, HEAD_AXES, table.shape[tensor])
-  return jax.lax.with_sharding_constraint(table, P(*parts))
+    return x
+  parts: list[tuple[str, ...]] = [()] * x.ndim
+  for axis, names in over.items():
+    parts[axis] = _dividing(mesh, free, names, x.shape[axis])
+  return jax.lax.with_sharding_constraint(x, P(*parts))
 
 
 def shard_size(rows: int, size: int) -> int:
