@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import pathlib
 import re
 import time
@@ -32,7 +31,6 @@ from pallas_kernels import tuning
 from titans_jax import parallel
 from titans_jax.data import files
 from titans_jax.models import language_model
-from titans_jax.models import operations
 from titans_jax.parallel import chips
 from titans_jax.training import config as config_lib
 from titans_jax.training import optimizer as optimizer_lib
@@ -78,6 +76,11 @@ def main(argv) -> None:
       plan = _search(run, devices)
     else:
       plan = make_plan(run, devices)
+  plan = {
+      "topology": _TOPOLOGY.value,
+      "num_slices": _NUM_SLICES.value,
+      **plan,
+  }
   path = workdir / "plan.json"
   files.replace(path, json.dumps(plan, indent=2))
   print(_report(plan))
@@ -149,8 +152,6 @@ def make_plan(run: config_lib.RunConfig, devices) -> dict[str, Any]:
       refused = str(error)
     seconds = time.perf_counter() - start
   plan: dict[str, Any] = {
-      "topology": _TOPOLOGY.value,
-      "num_slices": _NUM_SLICES.value,
       "chip": chip.name,
       "devices": mesh.size,
       "mesh": dict(mesh.shape),
@@ -167,13 +168,7 @@ def make_plan(run: config_lib.RunConfig, devices) -> dict[str, Any]:
       },
       "memory_state_bytes_per_sequence": _state_bytes(model, like.params),
   }
-  of_model = operations.of_step(
-      run.model,
-      like.params,
-      run.data.batch_size,
-      run.data.sequence_length,
-      mesh.size // mesh.shape["tensor"],
-  )
+  of_model = step_lib.model_operations(run, like)
   plan["flops_per_step"] = {
       "program": count.total,
       "model": count.once,
@@ -183,9 +178,9 @@ def make_plan(run: config_lib.RunConfig, devices) -> dict[str, Any]:
       "model_over_formula": count.once / sum(of_model.values()),
   }
   state = {
-      "parameters": _bytes_on_device(like.params),
-      "optimizer": _bytes_on_device(like.opt_state),
-      "batch": _bytes_on_device(batch),
+      "parameters": parallel.bytes_on_device(like.params),
+      "optimizer": parallel.bytes_on_device(like.opt_state),
+      "batch": parallel.bytes_on_device(batch),
   }
   if compiled is None:
     plan |= {
@@ -228,13 +223,6 @@ def _abstract_batch(run: config_lib.RunConfig, mesh) -> dict[str, Any]:
       name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
       for name, dtype in kinds.items()
   }
-
-
-def _bytes_on_device(tree) -> int:
-  return sum(
-      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-      for x in jax.tree.leaves(tree)
-  )
 
 
 def _state_bytes(model, params) -> int:

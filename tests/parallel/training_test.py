@@ -38,11 +38,7 @@ def _train(config, layout, num_devices, accumulation=1):
   mesh = parallel.make_mesh(layout, jax.devices()[:num_devices])
   with jax.set_mesh(mesh):
     like = step_lib.abstract_state(model, optimizer, mesh, layout)
-    shardings = jax.tree.map(lambda x: x.sharding, like)
-    state = jax.jit(
-        lambda: step_lib.init_state(model, optimizer, 0),
-        out_shardings=shardings,
-    )()
+    state = step_lib.create_state(model, optimizer, 0, like)
     step = step_lib.jit_train_step(
         model, optimizer, like=like, accumulation=accumulation
     )

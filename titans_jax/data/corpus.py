@@ -204,7 +204,7 @@ def _tokenized(directory: pathlib.Path, origin: dict) -> dict | None:
 
 def _tokenize(source, tokenizer, directory, origin) -> dict:
   """Writes tokens.bin, documents.npz and, when they are whole, corpus.json."""
-  dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+  dtype = tokenizers.id_dtype(tokenizer)
   mark = np.array([tokenizer.document_token], dtype)
   starts, lengths, sizes, digests = [], [], [], []
   content = hashlib.sha256(tokenizer.fingerprint.encode())
@@ -212,7 +212,7 @@ def _tokenize(source, tokenizer, directory, origin) -> dict:
   with files.replacing(directory / "tokens.bin") as file:
     for digest, size, tokens in _documents(source, tokenizer):
       content.update(digest)
-      ids = np.concatenate([mark, tokens.astype(dtype)])
+      ids = np.concatenate([mark, tokens])
       file.write(ids.tobytes())
       starts.append(position)
       lengths.append(len(ids))
@@ -233,7 +233,7 @@ def _tokenize(source, tokenizer, directory, origin) -> dict:
   meta = {
       "origin": origin,
       "content": content.hexdigest(),
-      "dtype": np.dtype(dtype).name,
+      "dtype": dtype.name,
   }
   files.replace(directory / "corpus.json", json.dumps(meta, indent=2))
   logging.info("Tokenised %s documents, %s tokens.", len(starts), position)
@@ -241,14 +241,10 @@ def _tokenize(source, tokenizer, directory, origin) -> dict:
 
 
 def _documents(source, tokenizer):
-  """Yields (SHA-256, bytes of text, token ids) of the documents with text."""
+  """Returns (SHA-256, bytes of text, ids) of each of the documents with text."""
   if prepared.is_prepared(source):
-    yield from prepared.documents(source, tokenizer)
-    return
-  for text in sources.documents(source):
-    if text:
-      digest = hashlib.sha256(text).digest()
-      yield digest, len(text), tokenizer.encode(text)
+    return prepared.documents(source, tokenizer)
+  return tokenizers.encode_all(sources.documents(source), tokenizer)
 
 
 def _split(starts, lengths, digests, fraction):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from concurrent import futures
 import dataclasses
-import hashlib
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -122,7 +121,7 @@ def write(
       "format_version": _VERSION,
       "tokenizer": tokenizer.fingerprint,
       "vocab_size": tokenizer.vocab_size,
-      "dtype": _dtype(tokenizer).name,
+      "dtype": tokenizers.id_dtype(tokenizer).name,
       "documents": sum(s.documents for s in shards),
       "tokens": sum(s.tokens for s in shards),
       "bytes": sum(s.bytes for s in shards),
@@ -201,10 +200,6 @@ def _check_settings(path: pathlib.Path, settings: dict[str, Any]) -> None:
     files.replace(path, json.dumps(settings))
 
 
-def _dtype(tokenizer: tokenizers.Tokenizer) -> np.dtype:
-  return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
-
-
 def _name(number: int) -> str:
   return f"shard-{number:05d}.array_record"
 
@@ -244,18 +239,13 @@ def _write_shard(part: sources.Part, directory: str, number: int) -> Shard:
       str(unfinished), "group_size:1"
   )
   count = tokens = size = 0
-  dtype = _dtype(_tokenizer)
+  texts = part.documents()
   try:
-    for text in part.documents():
-      if not text:
-        continue
-      ids = _tokenizer.encode(text).astype(dtype)
-      digest = hashlib.sha256(text).digest()
-      header = digest + len(text).to_bytes(4, "little")
-      writer.write(header + ids.tobytes())
+    for digest, length, ids in tokenizers.encode_all(texts, _tokenizer):
+      writer.write(digest + length.to_bytes(4, "little") + ids.tobytes())
       count += 1
       tokens += len(ids)
-      size += len(text)
+      size += length
     writer.close()
     unfinished.replace(path)
   finally:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
-from typing import Protocol
+from typing import Iterable, Iterator, Protocol
 
 import numpy as np
 
@@ -30,6 +30,22 @@ class Tokenizer(Protocol):
 
   def decode(self, ids) -> bytes:
     """Returns the text of ids; the document token stands for nothing."""
+
+
+def id_dtype(tokenizer: Tokenizer) -> np.dtype:
+  """Returns the dtype that ids are kept in on disk."""
+  return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+
+
+def encode_all(
+    texts: Iterable[bytes], tokenizer: Tokenizer
+) -> Iterator[tuple[bytes, int, np.ndarray]]:
+  """Yields (SHA-256, bytes of text, ids as on disk) of the texts with any."""
+  dtype = id_dtype(tokenizer)
+  for text in texts:
+    if text:
+      digest = hashlib.sha256(text).digest()
+      yield digest, len(text), tokenizer.encode(text).astype(dtype)
 
 
 class ByteTokenizer:

@@ -6,6 +6,7 @@ from titans_jax.parallel.mesh import LAYOUTS
 from titans_jax.parallel.mesh import make_mesh
 from titans_jax.parallel.mesh import ParallelConfig
 from titans_jax.parallel.rules import batch_sharding
+from titans_jax.parallel.rules import bytes_on_device
 from titans_jax.parallel.rules import check
 from titans_jax.parallel.rules import params_shardings
 from titans_jax.parallel.rules import place
@@ -15,6 +16,7 @@ __all__ = (
     "LAYOUTS",
     "ParallelConfig",
     "batch_sharding",
+    "bytes_on_device",
     "check",
     "make_mesh",
     "params_shardings",

@@ -81,6 +81,14 @@ def params_shardings(
   return jax.tree_util.tree_map_with_path(one, params)
 
 
+def bytes_on_device(tree: Any) -> int:
+  """Returns the bytes that each device holds of arrays, abstract or not."""
+  return sum(
+      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+      for x in jax.tree.leaves(tree)
+  )
+
+
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
   """Returns the sharding of a batch's arrays [B, ...]: rows over data, fsdp."""
   return NamedSharding(mesh, P(sharding_lib.ROW_AXES))

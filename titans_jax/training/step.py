@@ -13,6 +13,8 @@ import optax
 
 from titans_jax import parallel
 from titans_jax.models import language_model
+from titans_jax.models import operations
+from titans_jax.training import config as config_lib
 
 Array = jax.Array
 
@@ -61,6 +63,37 @@ def abstract_state(
       ),
       shapes,
       parallel.params_shardings(shapes, mesh, config),
+  )
+
+
+def create_state(
+    model: language_model.TitansLM,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    like: TrainState,
+) -> TrainState:
+  """Returns a fresh state, made where the arrays of `like` live."""
+  shardings = jax.tree.map(lambda x: x.sharding, like)
+  init = functools.partial(init_state, model, optimizer, seed)
+  return jax.jit(init, out_shardings=shardings)()
+
+
+def model_operations(
+    run: config_lib.RunConfig, like: TrainState
+) -> dict[str, float]:
+  """Returns what a run's step needs by formula, as `operations.of_step`.
+
+  Args:
+    run: with the model and the batch.
+    like: of `abstract_state`.
+  """
+  mesh = like.step.sharding.mesh
+  return operations.of_step(
+      run.model,
+      like.params,
+      run.data.batch_size,
+      run.data.sequence_length,
+      mesh.size // mesh.shape["tensor"],
   )
 
 

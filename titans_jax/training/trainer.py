@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import math
 import os
@@ -23,7 +22,6 @@ import numpy as np
 from titans_jax import parallel
 from titans_jax.data import files
 from titans_jax.models import language_model
-from titans_jax.models import operations
 from titans_jax.parallel import chips
 from titans_jax.parallel import distributed
 from titans_jax.training import checkpoints as checkpoints_lib
@@ -117,9 +115,7 @@ def train(
     restored = checkpoints.restore(like, run.to_dict())
     checkpoints.check_space(like)
     if restored is None:
-      init = functools.partial(step_lib.init_state, model, optimizer, run.seed)
-      shardings = jax.tree.map(lambda x: x.sharding, like)
-      state = jax.jit(init, out_shardings=shardings)()
+      state = step_lib.create_state(model, optimizer, run.seed, like)
       if init_from is not None:
         with contextlib.closing(
             checkpoints_lib.open_checkpoints(init_from)
@@ -366,13 +362,7 @@ def _share_of_peak(
   chip = chips.find(mesh.devices.flat[0].device_kind)
   if chip is None:
     return None
-  parts = operations.of_step(
-      run.model,
-      like.params,
-      run.data.batch_size,
-      run.data.sequence_length,
-      mesh.size // mesh.shape["tensor"],
-  )
+  parts = step_lib.model_operations(run, like)
   distributed.say(
       f"MFU is {sum(parts.values()):.4g} operations a step (forward and"
       f" backward, each once) by {mesh.size} x {chip.flops:.4g}/s, the peak of"
@@ -438,10 +428,7 @@ def _check_same_data(data: dict[str, Any], task: tasks.Task) -> None:
 
 def _devices_line(mesh: jax.sharding.Mesh, like: step_lib.TrainState) -> str:
   """Says over which devices the state lies, and how much of it on each."""
-  of_device = sum(
-      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-      for x in jax.tree.leaves(like)
-  )
+  of_device = parallel.bytes_on_device(like)
   axes = " x ".join(f"{name}={size}" for name, size in mesh.shape.items())
   return (
       f"{mesh.size} x {mesh.devices.flat[0].device_kind} as {axes}:"
