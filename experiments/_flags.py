@@ -31,42 +31,45 @@ def define_config(default: str):
   )
 
 
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator_address",
-    None,
-    "HOST:PORT of process 0, where several processes make a run. On TPU pods,"
-    " under SLURM and on Kubernetes it is found.",
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "Processes of the run."
-)
-_PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "Number of this process, from 0."
-)
-_JOIN_TIMEOUT = flags.DEFINE_float(
-    "join_timeout",
-    300.0,
-    "Seconds to wait for the other processes.",
-    lower_bound=1.0,
-)
-_HEARTBEAT_TIMEOUT = flags.DEFINE_float(
-    "heartbeat_timeout",
-    60.0,
-    "Seconds of silence after which a process is taken for dead, and the others"
-    " end.",
-    lower_bound=1.0,
-)
-
-
-def join_processes() -> None:
-  """Joins the other processes of the run, if there are any."""
-  distributed.initialize(
-      _COORDINATOR.value,
-      _NUM_PROCESSES.value,
-      _PROCESS_ID.value,
-      timeout=_JOIN_TIMEOUT.value,
-      heartbeat_timeout=_HEARTBEAT_TIMEOUT.value,
+def define_processes():
+  """Defines the flags of a run of several processes, and returns what joins
+  them, if there are any: to be called before anything is computed."""
+  coordinator = flags.DEFINE_string(
+      "coordinator_address",
+      None,
+      "HOST:PORT of process 0, where several processes make a run. On TPU pods,"
+      " under SLURM and on Kubernetes it is found.",
   )
+  num_processes = flags.DEFINE_integer(
+      "num_processes", None, "Processes of the run."
+  )
+  process_id = flags.DEFINE_integer(
+      "process_id", None, "Number of this process, from 0."
+  )
+  join_timeout = flags.DEFINE_float(
+      "join_timeout",
+      300.0,
+      "Seconds to wait for the other processes.",
+      lower_bound=1.0,
+  )
+  heartbeat_timeout = flags.DEFINE_float(
+      "heartbeat_timeout",
+      60.0,
+      "Seconds of silence after which a process is taken for dead, and the"
+      " others end.",
+      lower_bound=1.0,
+  )
+
+  def join() -> None:
+    distributed.initialize(
+        coordinator.value,
+        num_processes.value,
+        process_id.value,
+        timeout=join_timeout.value,
+        heartbeat_timeout=heartbeat_timeout.value,
+    )
+
+  return join
 
 
 def module(name: str) -> str:

@@ -46,6 +46,7 @@ _INIT_FROM = flags.DEFINE_string(
     None,
     "Workdir of another run, whose parameters this one begins with.",
 )
+_join_processes = _flags.define_processes()
 _CONFIG = _flags.define_config("quickstart.py")
 
 
@@ -56,7 +57,7 @@ def main(argv) -> None:
       distributed.ProcessesError,
       trainer.NonFiniteLossError,
   ):
-    _flags.join_processes()
+    _join_processes()
     tokenizer = data.make_tokenizer(_CONFIG.value.data.tokenizer)
     run = overlay.run_config(_CONFIG.value, tokenizer.vocab_size)
     if run.model.vocab_size < tokenizer.vocab_size:

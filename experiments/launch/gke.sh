@@ -9,26 +9,14 @@
 # is started again by GKE and goes on from its last checkpoint.
 set -eu
 
-dry_run=
-if [ "${1-}" = --dry_run ]; then
-  dry_run=1
-  shift
-fi
-if [ $# -lt 7 ]; then
-  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
-  exit 2
-fi
+least=7
+. "$(dirname "$0")/common.sh"
 cluster=$1 zone=$2 type=$3 slices=$4 image=$5 workload=$6
 shift 6
 
-quoted=
-for word in "$@"; do
-  quoted="$quoted '$(printf %s "$word" | sed "s/'/'\\\\''/g")'"
-done
+quoted=$(quote "$@")
 
-set -- xpk workload create --cluster="$cluster" --zone="$zone" \
+launch xpk workload create --cluster="$cluster" --zone="$zone" \
   --tpu-type="$type" --num-slices="$slices" --docker-image="$image" \
   --workload="$workload" --max-restarts=100 \
   --command="python3 -m experiments.pretrain$quoted"
-printf '%s\n' "$*"
-[ -n "$dry_run" ] || exec "$@"

@@ -9,22 +9,12 @@
 # and is queued again. SBATCH_* variables set the partition, account and time.
 set -eu
 
-dry_run=
-if [ "${1-}" = --dry_run ]; then
-  dry_run=1
-  shift
-fi
-if [ $# -lt 3 ]; then
-  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
-  exit 2
-fi
+least=3
+. "$(dirname "$0")/common.sh"
 nodes=$1 gpus=$2
 shift 2
 
-quoted=
-for word in "$@"; do
-  quoted="$quoted '$(printf %s "$word" | sed "s/'/'\\\\''/g")'"
-done
+quoted=$(quote "$@")
 
 # The batch shell hands the signal on, and queues the job again behind the run.
 script="trap 'kill -TERM \$run; again=1' TERM
@@ -34,8 +24,6 @@ wait \$run; status=\$?
 wait \$run
 scontrol requeue \$SLURM_JOB_ID"
 
-set -- sbatch --nodes="$nodes" --ntasks-per-node="$gpus" \
+launch sbatch --nodes="$nodes" --ntasks-per-node="$gpus" \
   --gpus-per-node="$gpus" --job-name=titans --signal=B:TERM@120 --requeue \
   --open-mode=append --wrap="$script"
-printf '%s\n' "$*"
-[ -n "$dry_run" ] || exec "$@"
