@@ -25,11 +25,16 @@ class Count:
     once: that the step's mathematics needs, forward and backward.
     again: of the forward pass, made again for the backward pass.
     kernels: calls of every kernel, by its name.
+    forward: operations of a call of the memory's forward kernel, by the shape of
+      what it returns.
   """
 
   once: float = 0.0
   again: float = 0.0
   kernels: dict[str, int] = dataclasses.field(default_factory=dict)
+  forward: dict[tuple[int, ...], float] = dataclasses.field(
+      default_factory=dict
+  )
 
   @property
   def total(self) -> float:
@@ -130,7 +135,7 @@ def _inner(params):
 def _walk_longest(branches, known, times, again, platform, count) -> None:
   counts = []
   for branch in branches:
-    counts.append(Count())
+    counts.append(Count(forward=dict(count.forward)))
     _walk(branch, known, times, again, platform, counts[-1])
   _merge(count, max(counts, key=lambda c: c.total))
 
@@ -138,6 +143,7 @@ def _walk_longest(branches, known, times, again, platform, count) -> None:
 def _merge(count: Count, other: Count) -> None:
   count.once += other.once
   count.again += other.again
+  count.forward.update(other.forward)
   for name, calls in other.kernels.items():
     count.kernels[name] = count.kernels.get(name, 0) + calls
 
@@ -149,11 +155,9 @@ def _add(count: Count, operations: float, again: bool) -> None:
     count.once += operations
 
 
-# What a backward kernel makes again, as a share of all that it does: the
-# memory's a forward pass beside twice as much for the derivatives; attention's
-# the scores, and in the one for queries the weights' derivatives too.
+# What attention's backward kernels make again, as a share of all that they do:
+# the scores, and the one for queries the weights' derivatives too.
 _AGAIN = {
-    "fused_scan_backward": 1 / 3,
     "splash_mha_dkv": 1 / 4,
     "splash_mha_dq": 2 / 3,
 }
@@ -161,19 +165,26 @@ _AGAIN = {
 
 def _add_kernel(eqn, operands, times, again, count) -> None:
   name = str(eqn.source_info.name_stack).rpartition("/")[2]
+  count.kernels[name] = count.kernels.get(name, 0) + times
   estimate = eqn.params.get("cost_estimate")
-  if estimate is not None:
-    operations = times * estimate.flops
-  else:
+  if estimate is None:
     inner = Count()
     grid = eqn.params["grid_mapping"]
-    runs = times * math.prod(grid.grid)
-    _walk(eqn.params["jaxpr"], [], runs, False, "tpu", inner)
+    _walk(eqn.params["jaxpr"], [], math.prod(grid.grid), False, "tpu", inner)
     operations = inner.total * _share_of_blocks(operands, grid)
-  count.kernels[name] = count.kernels.get(name, 0) + times
-  share = next((s for k, s in _AGAIN.items() if name.startswith(k)), 0)
-  _add(count, share * operations, True)
-  _add(count, (1 - share) * operations, again)
+    share = next((s for k, s in _AGAIN.items() if name.startswith(k)), 0)
+    needed = (1 - share) * operations
+  else:
+    needed = operations = estimate.flops
+    shape = eqn.outvars[0].aval.shape
+    if name.startswith("fused_scan_forward"):
+      count.forward[shape] = operations
+    else:
+      # The derivatives are twice a forward pass. What is made again is more the
+      # further the kept states lie apart.
+      needed = 2 * count.forward[shape]
+  _add(count, times * (operations - needed), True)
+  _add(count, times * needed, again)
 
 
 def _share_of_blocks(operands, grid) -> float:

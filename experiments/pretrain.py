@@ -10,18 +10,19 @@ The same command resumes a run that was stopped. The workdir gets config.json,
 metrics.jsonl, TensorBoard events, checkpoints/ and learning_curve.png.
 """
 
-import pathlib
 import shlex
 import sys
 
 from absl import app
 from absl import flags
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from titans_jax import data
 from titans_jax import inference
+from titans_jax.data import files
 from titans_jax.evaluation import bigram
 from titans_jax.models import language_model
 from titans_jax.parallel import distributed
@@ -65,12 +66,13 @@ def main(argv) -> None:
           f"model.vocab_size={run.model.vocab_size} is smaller than the"
           f" tokenizer's {tokenizer.vocab_size} tokens."
       )
-    trainer.check_same_run(run, pathlib.Path(_WORKDIR.value))
+    trainer.check_same_run(run, epath.Path(_WORKDIR.value))
+    cache_dir = _cache_dir(run.data.cache_dir)
     with distributed.main_first("the data is prepared"):
       corpus = data.prepare(
           run.data.source,
           tokenizer,
-          run.data.cache_dir or pathlib.Path(_WORKDIR.value) / "data",
+          cache_dir,
           sequence_length=run.data.sequence_length,
           unit=run.model.unit,
           heldout_fraction=run.data.heldout_fraction,
@@ -87,6 +89,18 @@ def main(argv) -> None:
     if _SAMPLE_TOKENS.value and jax.process_count() == 1:
       _report_sample(model, result.params, tokenizer)
     _report_next_commands()
+
+
+def _cache_dir(chosen: str | None) -> str:
+  """Returns the folder of the tokenised text, which is mapped into memory."""
+  if chosen is None and not files.is_remote(_WORKDIR.value):
+    return str(epath.Path(_WORKDIR.value) / "data")
+  if chosen is None or files.is_remote(chosen):
+    raise ValueError(
+        f"data.cache_dir={chosen!r} with --workdir={_WORKDIR.value}: give"
+        " --config.data.cache_dir, a local folder for the tokenised text."
+    )
+  return chosen
 
 
 # A larger corpus would keep every host waiting for a baseline.

@@ -5,9 +5,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
+import shutil
+import tempfile
 from typing import BinaryIO, Iterator
 import uuid
+import weakref
+
+from etils import epath
 
 
 @contextlib.contextmanager
@@ -23,7 +29,54 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     part.unlink(missing_ok=True)
 
 
-def replace(path: pathlib.Path, text: str) -> None:
+def replace(path: pathlib.Path | epath.Path, text: str) -> None:
   """Writes a text file whole or not at all."""
+  if is_remote(path):
+    path.write_text(text)  # An object appears when it is whole.
+    return
   with replacing(path) as file:
     file.write(text.encode())
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+  """Returns whether a path is that of a bucket, such as gs://BUCKET/RUN."""
+  return "://" in os.fspath(path)
+
+
+class Mirror:
+  """The local files of a workdir: those that grow, which a bucket's cannot.
+
+  Attributes:
+    workdir: the workdir.
+    path: the same, or for a bucket a temporary folder, whose files `push`
+      copies there.
+  """
+
+  def __init__(self, workdir: str | os.PathLike[str], *names: str):
+    """Makes the folder, with copies of the named files that the workdir has."""
+    self.workdir = epath.Path(workdir)
+    self._pushed: dict[pathlib.Path, tuple[int, int]] = {}
+    self._is_remote = is_remote(workdir)
+    if not self._is_remote:
+      self.path = pathlib.Path(workdir)
+      return
+    self.path = pathlib.Path(tempfile.mkdtemp(prefix="titans_jax_"))
+    weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+    for name in names:
+      if (self.workdir / name).exists():
+        (self.path / name).write_bytes((self.workdir / name).read_bytes())
+
+  def push(self) -> None:
+    """Copies what is new or has grown."""
+    if not self._is_remote:
+      return
+    for path in self.path.rglob("*"):
+      if not path.is_file():
+        continue
+      status = path.stat()
+      version = (status.st_size, status.st_mtime_ns)
+      if self._pushed.get(path) != version:
+        target = self.workdir / path.relative_to(self.path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+        self._pushed[path] = version

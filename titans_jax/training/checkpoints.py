@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from titans_jax.data import files
 from titans_jax.models import language_model
 from titans_jax.parallel import distributed
 from titans_jax.training import config as config_lib
@@ -40,23 +41,36 @@ class Restored(NamedTuple):
 class Checkpoints:
   """The checkpoints of one run, in `directory`.
 
-  Only the run itself opens them to write (`keep` says how many stay); whoever
-  reads leaves a save that is under way alone. Of several processes all call the
-  same methods, and each writes what its devices hold.
+  Only the run itself opens them to write; whoever reads leaves a save that is
+  under way alone. Of several processes all call the same methods, and each
+  writes what its devices hold.
   """
 
   def __init__(
-      self, directory: str | os.PathLike[str], *, keep: int | None = None
+      self,
+      directory: str | os.PathLike[str],
+      *,
+      keep: int | None = None,
+      keep_every: int | None = None,
   ):
+    """Opens a folder, local or `gs://`.
+
+    Args:
+      directory: where they are.
+      keep: how many of the newest stay; None: opens them to read only.
+      keep_every: those of this step's multiples stay for good.
+    """
     self.directory = epath.Path(directory)
-    self._is_local = "://" not in str(directory)
+    self._is_local = not files.is_remote(directory)
     if self._is_local:
       self.directory = self.directory.absolute()
     if keep is None:
       options = ocp.CheckpointManagerOptions(read_only=True)
     else:
       options = ocp.CheckpointManagerOptions(
-          max_to_keep=keep, cleanup_tmp_directories=True
+          max_to_keep=keep,
+          keep_period=keep_every,
+          cleanup_tmp_directories=True,
       )
     self._manager = ocp.CheckpointManager(self.directory, options=options)
     self._last_good: int | None = None

@@ -21,6 +21,7 @@ FREE = (
     ("train", "eval_every"),
     ("train", "checkpoint_every"),
     ("train", "keep_checkpoints"),
+    ("train", "keep_every"),
     ("train", "profile_at"),
     ("data", "cache_dir"),
     ("parallel",),
@@ -124,7 +125,8 @@ class TrainConfig:
     log_every: steps between rows of metrics.
     eval_every: steps between evaluations on the held-out text.
     checkpoint_every: steps between checkpoints.
-    keep_checkpoints: how many are kept.
+    keep_checkpoints: how many of the newest are kept.
+    keep_every: those of this step's multiples are kept for good; None: none.
     profile_at: a step from which on three steps are profiled, for xprof, into
       the workdir's `profile`; None: none.
   """
@@ -136,6 +138,7 @@ class TrainConfig:
   eval_every: int = 100
   checkpoint_every: int = 100
   keep_checkpoints: int = 3
+  keep_every: int | None = None
   profile_at: int | None = None
 
   def __post_init__(self):
@@ -151,8 +154,9 @@ class TrainConfig:
         "keep_checkpoints",
     )
     check_at_least(self, "train", 0, "z_loss")
-    if self.profile_at is not None:
-      check_at_least(self, "train", 1, "profile_at")
+    for name in ("keep_every", "profile_at"):
+      if getattr(self, name) is not None:
+        check_at_least(self, "train", 1, name)
 
 
 @dataclasses.dataclass(frozen=True)

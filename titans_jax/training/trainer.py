@@ -8,13 +8,13 @@ import contextlib
 import json
 import math
 import os
-import pathlib
 import signal
 import sys
 import threading
 import time
 from typing import Any, Callable, Iterator, NamedTuple
 
+from etils import epath
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
@@ -68,7 +68,7 @@ def train(
 
   Args:
     run: what to train.
-    workdir: where; must hold nothing, or this run.
+    workdir: where, local or `gs://`; must hold nothing, or this run.
     model: of the run.
     task: what to train it on.
     init_from: another run, whose parameters a fresh run begins with, in this
@@ -81,7 +81,7 @@ def train(
     NonFiniteLossError: the loss became infinite or not a number.
     distributed.ProcessesError: another process of the run is gone.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = epath.Path(workdir)
   check_same_run(run, workdir)
   mesh = parallel.make_mesh(run.parallel)
   parallel.check(
@@ -102,7 +102,9 @@ def train(
     files.replace(workdir / "config.json", json.dumps(run.to_dict(), indent=2))
   optimizer = optimizer_lib.make_optimizer(run.optimizer, run.train.num_steps)
   checkpoints = checkpoints_lib.Checkpoints(
-      workdir / "checkpoints", keep=run.train.keep_checkpoints
+      workdir / "checkpoints",
+      keep=run.train.keep_checkpoints,
+      keep_every=run.train.keep_every,
   )
   with (
       contextlib.closing(checkpoints),
@@ -148,12 +150,14 @@ class _Loop:
       self, run, workdir, model, optimizer, task, checkpoints, state, like
   ):
     self.run = run
-    self.workdir = workdir
+    self.folder = files.Mirror(workdir, "metrics.jsonl")
     self.task = task
     self.checkpoints = checkpoints
     self.state = state
     self.first_step = int(state.step)
-    self.writer = metrics_lib.make_writer(workdir, resume_step=self.first_step)
+    self.writer = metrics_lib.make_writer(
+        self.folder.path, resume_step=self.first_step
+    )
     self.schedule = optimizer_lib.learning_rate(
         run.optimizer, run.train.num_steps
     )
@@ -207,12 +211,13 @@ class _Loop:
       if self.evaluation is None:  # resumed behind the last step
         self.evaluation = self.task.evaluate(self.state.params)
       if distributed.is_main():
-        metrics_lib.plot_learning_curve(self.workdir)
+        metrics_lib.plot_learning_curve(self.folder.path)
     else:
       distributed.say(
           f"Stopped by SIGTERM at step {step}; {self.checkpoints.last_good()}."
           " The same command goes on from there."
       )
+    self.folder.push()
     return Result(self.state.params, self.evaluation, done)
 
   def _compile(self, batch):
@@ -234,7 +239,7 @@ class _Loop:
     if first is None or not distributed.is_main():
       return
     if step + 1 == first:
-      jax.profiler.start_trace(str(self.workdir / "profile"))
+      jax.profiler.start_trace(str(self.folder.path / "profile"))
       self.profiling = True
     elif step + 1 >= first + _PROFILED_STEPS:
       self._end_profile()
@@ -244,7 +249,8 @@ class _Loop:
       self._finish_step()  # All that was dispatched is in it.
       jax.profiler.stop_trace()
       self.profiling = False
-      distributed.say(f"Profile: {self.workdir / 'profile'}")
+      self.folder.push()
+      distributed.say(f"Profile: {self.folder.workdir / 'profile'}")
 
   def _finish_step(self) -> None:
     """Looks at the metrics of the step before the one just dispatched."""
@@ -269,6 +275,7 @@ class _Loop:
       self, name: str, step: int, row: dict[str, float]
   ) -> None:
     self.writer.write(step, row)
+    self.folder.push()
     gauges = ", ".join(
         f"{name.removeprefix('memory/')}={value:.4g}"
         for name, value in row.items()
@@ -294,6 +301,7 @@ class _Loop:
         "fingerprint": self.task.fingerprint,
     }
     self.checkpoints.save(self.state, data, self.run.to_dict())
+    self.folder.push()
 
 
 class _Progress:
@@ -394,7 +402,7 @@ def _sigterm() -> Iterator[Callable[[int], bool]]:
     signal.signal(signal.SIGTERM, before)
 
 
-def check_same_run(run: config_lib.RunConfig, workdir: pathlib.Path) -> None:
+def check_same_run(run: config_lib.RunConfig, workdir: epath.Path) -> None:
   """Raises ValueError if the workdir holds another run."""
   path = workdir / "config.json"
   if not path.exists():
