@@ -132,7 +132,9 @@ def make_plan(run: config_lib.RunConfig, devices) -> dict[str, Any]:
         f"The peaks of {kind!r} are not in titans_jax.parallel.chips."
     )
   with jax.set_mesh(mesh):
-    like = step_lib.abstract_state(model, optimizer, mesh, run.parallel)
+    like = step_lib.abstract_state(
+        model, optimizer, mesh, run.parallel, run.carried_rows
+    )
     batch = _abstract_batch(run, mesh)
     traced = step_lib.jit_train_step(
         model,
@@ -154,6 +156,7 @@ def make_plan(run: config_lib.RunConfig, devices) -> dict[str, Any]:
   plan: dict[str, Any] = {
       "chip": chip.name,
       "devices": mesh.size,
+      "processes": len({d.process_index for d in mesh.devices.flat}),
       "mesh": dict(mesh.shape),
       "layout": run.parallel.layout,
       "batch_size": run.data.batch_size,
@@ -181,6 +184,7 @@ def make_plan(run: config_lib.RunConfig, devices) -> dict[str, Any]:
       "parameters": parallel.bytes_on_device(like.params),
       "optimizer": parallel.bytes_on_device(like.opt_state),
       "batch": parallel.bytes_on_device(batch),
+      "carried memory": parallel.bytes_on_device(like.memory),
   }
   if compiled is None:
     plan |= {

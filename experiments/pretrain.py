@@ -69,19 +69,15 @@ def main(argv) -> None:
     trainer.check_same_run(run, epath.Path(_WORKDIR.value))
     cache_dir = _cache_dir(run.data.cache_dir)
     with distributed.main_first("the data is prepared"):
-      corpus = data.prepare(
-          run.data.source,
-          tokenizer,
-          cache_dir,
-          sequence_length=run.data.sequence_length,
-          unit=run.model.unit,
-          heldout_fraction=run.data.heldout_fraction,
-          max_heldout_sequences=run.data.max_heldout_sequences,
-      )
+      corpus = tasks.prepare_corpus(run, tokenizer, cache_dir)
     distributed.say(corpus.summary())
     model = language_model.TitansLM(run.model)
     task = tasks.TextTask(
-        model, corpus, batch_size=run.data.batch_size, seed=run.seed
+        model,
+        corpus,
+        batch_size=run.data.batch_size,
+        seed=run.seed,
+        segments=run.data.segments,
     )
     result = trainer.train(run, _WORKDIR.value, model, task, _INIT_FROM.value)
   if result.finished and distributed.is_main():

@@ -23,7 +23,13 @@ class PretrainTest(parameterized.TestCase):
     super().setUpClass()
     cls.folder = processes.folder(cls)
     cls.text = processes.write_text(cls.folder / "text.txt")
-    cls.arguments = (*processes.TINY, f"--config.data.source={cls.text}")
+    # Half of a packed sequence a step: what a run that goes on must find is
+    # the memory too.
+    cls.arguments = (
+        *processes.TINY,
+        "--config.data.segments=2",
+        f"--config.data.source={cls.text}",
+    )
     cls.whole = cls.folder / "whole"
     cls.finished = processes.run(
         "pretrain", f"--workdir={cls.whole}", *cls.arguments

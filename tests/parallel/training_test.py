@@ -31,13 +31,15 @@ def _batch():
   }
 
 
-def _train(config, layout, num_devices, accumulation=1):
+def _train(config, layout, num_devices, accumulation=1, carried_rows=None):
   """Returns the losses of the first steps, and the state behind them."""
   model = titans.TitansLM(config)
   optimizer = optimizer_lib.make_optimizer(config_lib.OptimizerConfig(), 100)
   mesh = parallel.make_mesh(layout, jax.devices()[:num_devices])
   with jax.set_mesh(mesh):
-    like = step_lib.abstract_state(model, optimizer, mesh, layout)
+    like = step_lib.abstract_state(
+        model, optimizer, mesh, layout, carried_rows
+    )
     state = step_lib.create_state(model, optimizer, 0, like)
     step = step_lib.jit_train_step(
         model, optimizer, like=like, accumulation=accumulation
@@ -103,6 +105,17 @@ class TrainingTest(parameterized.TestCase):
     expected, _ = _train(_config("lmm"), parallel.ParallelConfig(), 1)
     losses, _ = _train(config, _MIXED, 8)
     np.testing.assert_allclose(losses, expected, atol=1e-5)
+
+  def test_state_carried_from_step_to_step(self):
+    config = _config("lmm")
+    one, mixed = (
+        _train(config, layout, devices, carried_rows=8)
+        for layout, devices in ((parallel.ParallelConfig(), 1), (_MIXED, 8))
+    )
+    np.testing.assert_allclose(mixed[0], one[0], atol=1e-5)
+    # Rows and heads of what a memory has learned lie apart.
+    weights = mixed[1].memory[0].mixer.memory.chunk_start.weights[0]
+    self.assertEqual(weights.addressable_shards[0].data.nbytes * 8, weights.nbytes)
 
   def test_accumulation(self):
     config = _config("transformer")

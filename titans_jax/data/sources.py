@@ -9,6 +9,7 @@ import glob
 import itertools
 import json
 import pathlib
+import re
 from typing import Iterable, Iterator
 
 JSON_LINES = (".jsonl", ".json")
@@ -20,7 +21,9 @@ def documents(source: str) -> Iterator[bytes]:
   """Yields the documents of a source.
 
   Args:
-    source: "builtin", a file, or a glob of files. A `.jsonl` file holds a
+    source: "builtin", a file, a glob of files, or
+      `hf://datasets/OWNER/NAME[@REVISION][/GLOB]`, files of a data set of the
+      Hugging Face hub (without GLOB its Parquet files). A `.jsonl` file holds a
       document per line, under "text"; a `.parquet` file one per row, in the
       column "text"; an `.array_record` file one per record; any other file is
       one document, whatever its bytes.
@@ -102,7 +105,12 @@ def _bounds(path: pathlib.Path, size: int) -> list[int]:
 
 
 def files(source: str) -> list[pathlib.Path]:
-  paths = sorted(pathlib.Path(p) for p in glob.glob(source, recursive=True))
+  """Returns a source's files, sorted; those of the hub are fetched first."""
+  if source.startswith("hf://"):
+    found = _fetch(source)
+  else:
+    found = glob.glob(source, recursive=True)
+  paths = sorted(pathlib.Path(p) for p in found)
   if not paths and pathlib.Path(source).exists():
     paths = [pathlib.Path(source)]  # a name with glob characters in it
   paths = [path for path in paths if path.is_file()]
@@ -115,6 +123,43 @@ def files(source: str) -> list[pathlib.Path]:
     if path.stat().st_size == 0:
       raise ValueError(f"data.source: {path} is empty.")
   return paths
+
+
+_HUB = re.compile(
+    r"hf://datasets/(?P<name>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<glob>.+))?"
+)
+
+
+def _fetch(source: str) -> list[str]:
+  """Fetches files of a data set of the hub, as far as they are not here."""
+  match = _HUB.fullmatch(source)
+  if match is None:
+    raise ValueError(
+        f"data.source={source!r} must be"
+        " hf://datasets/OWNER/NAME[@REVISION][/GLOB]."
+    )
+  try:
+    import huggingface_hub  # pylint: disable=g-import-not-at-top
+  except ImportError as error:
+    raise ImportError(
+        f"Reading {source} needs the `huggingface_hub` package: pip install"
+        " 'titans-jax[hf]'."
+    ) from error
+  pattern = match["glob"] or "**/*.parquet"
+  try:
+    folder = huggingface_hub.snapshot_download(
+        match["name"],
+        repo_type="dataset",
+        revision=match["revision"],
+        # There a star stands for slashes too.
+        allow_patterns=pattern.replace("**/", "*"),
+    )
+  except (OSError, RuntimeError) as error:
+    raise ValueError(
+        f"data.source={source!r} cannot be fetched:"
+        f" {str(error).strip().splitlines()[0]}"
+    ) from error
+  return glob.glob(f"{glob.escape(folder)}/{pattern}", recursive=True)
 
 
 def _read(

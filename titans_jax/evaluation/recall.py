@@ -190,6 +190,7 @@ class RecallTask:
       batch = make_batch(data, rng, repeated=repeated)
       del batch["distances"]
       batch = parallel.place(batch, data.batch_size)
-      for name, value in jax.device_get(self._eval_step(params, batch)).items():
+      sums, _ = self._eval_step(params, batch)
+      for name, value in jax.device_get(sums).items():
         totals[name] = totals.get(name, 0.0) + float(value)
     return {k: v / totals["num_tokens"] for k, v in totals.items()}

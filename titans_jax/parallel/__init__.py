@@ -11,6 +11,7 @@ from titans_jax.parallel.rules import check
 from titans_jax.parallel.rules import params_shardings
 from titans_jax.parallel.rules import place
 from titans_jax.parallel.rules import row_group
+from titans_jax.parallel.rules import state_shardings
 
 __all__ = (
     "LAYOUTS",
@@ -22,4 +23,5 @@ __all__ = (
     "params_shardings",
     "place",
     "row_group",
+    "state_shardings",
 )

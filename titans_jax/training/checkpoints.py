@@ -204,10 +204,14 @@ class Checkpoints:
             optimizer=ocp.args.StandardRestore(_optimizer_item(like)),
         ),
     )
+    saved = items["optimizer"]
     state = step_lib.TrainState(
-        step=items["optimizer"]["step"],
+        step=saved["step"],
         params=items["params"],
-        opt_state=items["optimizer"]["opt_state"],
+        opt_state=saved["opt_state"],
+        memory=jax.tree.unflatten(
+            jax.tree.structure(like.memory), saved.get("memory", [])
+        ),
     )
     _check_sums(_checksums(state), meta["checksums"])
     return Restored(state, meta["data"])
@@ -360,7 +364,10 @@ def _check_same_shapes(saved: Any, like: Any, directory) -> None:
 
 
 def _optimizer_item(state: step_lib.TrainState) -> dict[str, Any]:
-  return {"step": state.step, "opt_state": state.opt_state}
+  item = {"step": state.step, "opt_state": state.opt_state}
+  if state.memory is not None:
+    item["memory"] = jax.tree.leaves(state.memory)
+  return item
 
 
 def _params(run: dict[str, Any]):
@@ -388,6 +395,8 @@ def _bit_sums(leaves):
   # One program: several at once would wait for each other's collectives.
 
   def bit_sum(x):
+    if x.dtype == bool:
+      x = x.astype(jnp.uint8)
     unsigned = jnp.dtype(f"uint{8 * min(x.dtype.itemsize, 4)}")
     words = jax.lax.bitcast_convert_type(x, unsigned)
     return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)

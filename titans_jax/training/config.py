@@ -48,7 +48,11 @@ class DataConfig:
       document per line under "text"), `.parquet` (a row's column "text"), or
       `.array_record` (a document per record).
     tokenizer: "byte", or the path of a Hugging Face tokenizer.json.
-    sequence_length: T, a multiple of the chunk (for MAC of the segment).
+    sequence_length: T, a multiple of the chunk (for MAC of the segment): the
+      tokens of a row that one step reads, and back-propagates through.
+    segments: steps that read one packed sequence of segments * T tokens, one
+      after another. The state is carried from one to the next without its
+      gradient (truncated back-propagation through time).
     batch_size: sequences per step, over all processes.
     heldout_fraction: share of the text that is never trained on.
     max_heldout_sequences: evaluate on no more than these; None: on all.
@@ -58,13 +62,16 @@ class DataConfig:
   source: str = "builtin"
   tokenizer: str = "byte"
   sequence_length: int = 512
+  segments: int = 1
   batch_size: int = 8
   heldout_fraction: float = 0.1
   max_heldout_sequences: int | None = None
   cache_dir: str | None = None
 
   def __post_init__(self):
-    check_at_least(self, "data", 1, "sequence_length", "batch_size")
+    check_at_least(
+        self, "data", 1, "sequence_length", "segments", "batch_size"
+    )
     if self.max_heldout_sequences is not None:
       check_at_least(self, "data", 1, "max_heldout_sequences")
     if not 0 < self.heldout_fraction < 1:
@@ -190,12 +197,25 @@ class RunConfig:
           f"data.batch_size={self.data.batch_size} is not a multiple of"
           f" train.accumulation={self.train.accumulation}."
       )
+    if self.carried_rows and self.train.accumulation > 1:
+      raise ValueError(
+          f"train.accumulation={self.train.accumulation} cannot be had with"
+          f" data.segments={self.data.segments}, whose state is that of all rows"
+          " of a step: choose a smaller data.batch_size."
+      )
     if self.data.sequence_length % self.model.unit:
       raise ValueError(
           f"data.sequence_length={self.data.sequence_length} is not a multiple"
           f" of {self.model.unit}, the model's"
           f" {'segment' if self.model.variant == 'mac' else 'chunk'}."
       )
+
+  @property
+  def carried_rows(self) -> int | None:
+    """Rows of the state that a step goes on with; None where it starts anew."""
+    if getattr(self.data, "segments", 1) == 1:
+      return None
+    return self.data.batch_size
 
   def to_dict(self) -> dict[str, Any]:
     """Returns plain values, as `config.json` holds them."""

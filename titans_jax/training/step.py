@@ -14,6 +14,7 @@ import optax
 from titans_jax import parallel
 from titans_jax.models import language_model
 from titans_jax.models import operations
+from titans_jax.models import states
 from titans_jax.training import config as config_lib
 
 Array = jax.Array
@@ -26,11 +27,14 @@ class TrainState(NamedTuple):
     step: optimizer steps made, int32 [].
     params: of the model.
     opt_state: of the optimizer.
+    memory: the model's state behind the last step's tokens, where the next step
+      goes on from it; else None.
   """
 
   step: Array
   params: Any
   opt_state: Any
+  memory: Any = None
 
 
 def init_params(model: language_model.TitansLM, seed: int):
@@ -43,10 +47,23 @@ def init_state(
     model: language_model.TitansLM,
     optimizer: optax.GradientTransformation,
     seed: int,
+    carried_rows: int | None = None,
 ) -> TrainState:
-  """Returns fresh parameters and optimizer state."""
+  """Returns fresh parameters and optimizer state.
+
+  Args:
+    model: the model.
+    optimizer: of the run.
+    seed: of the parameters.
+    carried_rows: rows of the state that is carried from step to step, if it is.
+  """
   params = init_params(model, seed)
-  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+  memory = None
+  if carried_rows is not None:
+    memory = model.init_state({"params": params}, batch_size=carried_rows)
+  return TrainState(
+      jnp.zeros((), jnp.int32), params, optimizer.init(params), memory
+  )
 
 
 def abstract_state(
@@ -54,15 +71,22 @@ def abstract_state(
     optimizer: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
     config: parallel.ParallelConfig,
+    carried_rows: int | None = None,
 ) -> TrainState:
   """Returns the shapes of a state, and where on the mesh its arrays live."""
-  shapes = jax.eval_shape(functools.partial(init_state, model, optimizer, 0))
+  shapes = jax.eval_shape(
+      functools.partial(init_state, model, optimizer, 0, carried_rows)
+  )
+  memory = shapes.memory
+  shardings = parallel.params_shardings(
+      shapes._replace(memory=None), mesh, config
+  )._replace(memory=parallel.state_shardings(memory, mesh))
   return jax.tree.map(
       lambda x, sharding: jax.ShapeDtypeStruct(
           x.shape, x.dtype, sharding=sharding
       ),
       shapes,
-      parallel.params_shardings(shapes, mesh, config),
+      shardings,
   )
 
 
@@ -74,7 +98,10 @@ def create_state(
 ) -> TrainState:
   """Returns a fresh state, made where the arrays of `like` live."""
   shardings = jax.tree.map(lambda x: x.sharding, like)
-  init = functools.partial(init_state, model, optimizer, seed)
+  rows = None
+  if like.memory is not None:
+    rows = like.memory[0].position.shape[0]
+  init = functools.partial(init_state, model, optimizer, seed, rows)
   return jax.jit(init, out_shardings=shardings)()
 
 
@@ -97,17 +124,22 @@ def model_operations(
   )
 
 
-def _loss(params, batch, model, z_loss):
-  loss, metrics, _ = model.apply(
-      {"params": params},
+def _loss(params, batch, memory, model, z_loss):
+  variables = {"params": params}
+  if memory is not None:
+    fresh = model.init_state(variables, batch_size=1)
+    memory = states.carry(memory, fresh)
+  loss, metrics, memory = model.apply(
+      variables,
       batch["tokens"],
       batch["targets"],
+      memory,
       mask=batch["mask"],
       document_ids=batch["document_ids"],
       z_loss=z_loss,
       method="loss",
   )
-  return loss, metrics
+  return loss, (metrics, memory)
 
 
 def train_step(
@@ -137,9 +169,12 @@ def train_step(
   grad_fn = jax.value_and_grad(
       functools.partial(_loss, model=model, z_loss=z_loss), has_aux=True
   )
+  memory = None
   if accumulation == 1:
-    (_, metrics), grads = grad_fn(state.params, batch)
+    (_, (metrics, memory)), grads = grad_fn(state.params, batch, state.memory)
   else:
+    if state.memory is not None:
+      raise ValueError("Microbatches cannot go on from a state of all rows.")
     grads, metrics = _accumulated(grad_fn, state.params, batch, accumulation)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
@@ -149,7 +184,9 @@ def train_step(
       "param_norm": optax.tree.norm(params),
   }
   del metrics["cross_entropy"]
-  return TrainState(state.step + 1, params, opt_state), metrics
+  if state.memory is None:
+    memory = None  # the next step's rows have nothing to do with these
+  return TrainState(state.step + 1, params, opt_state, memory), metrics
 
 
 def jit_train_step(
@@ -199,15 +236,15 @@ def _accumulated(grad_fn, params, batch, accumulation):
   )
 
   def body(total, microbatch):
-    (_, metrics), grads = grad_fn(params, microbatch)
+    (_, (metrics, _)), grads = grad_fn(params, microbatch, None)
     count = metrics.pop("num_tokens")
     weighted = jax.tree.map(
         lambda x: x * count.astype(x.dtype), (grads, metrics)
     )
     return jax.tree.map(jnp.add, total, (*weighted, count)), None
 
-  (_, metrics), grads = jax.eval_shape(
-      grad_fn, params, jax.tree.map(lambda x: x[0], batch)
+  (_, (metrics, _)), grads = jax.eval_shape(
+      grad_fn, params, jax.tree.map(lambda x: x[0], batch), None
   )
   count = metrics.pop("num_tokens")
   zeros = jax.tree.map(
@@ -221,16 +258,22 @@ def _accumulated(grad_fn, params, batch, accumulation):
 
 
 def eval_step(
-    params, batch: dict[str, Array], *, model: language_model.TitansLM
-) -> dict[str, Array]:
-  """Returns sums over a batch's scored tokens.
+    params,
+    batch: dict[str, Array],
+    memory: Any = None,
+    *,
+    model: language_model.TitansLM,
+) -> tuple[dict[str, Array], Any]:
+  """Returns sums over a batch's scored tokens, and the model's state behind them.
 
-  They are `nats` (of -log p), `correct` (most likely tokens) and `num_tokens`.
+  The sums are `nats` (of -log p), `correct` (most likely tokens) and
+  `num_tokens`.
   """
-  _, metrics = _loss(params, batch, model, 0.0)
+  _, (metrics, memory) = _loss(params, batch, memory, model, 0.0)
   count = metrics["num_tokens"]
-  return {
+  sums = {
       "nats": metrics["cross_entropy"] * count,
       "correct": metrics["accuracy"] * count,
       "num_tokens": count,
   }
+  return sums, memory

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import os
 from typing import Any, Iterator, Protocol
 
 import jax
@@ -14,6 +16,7 @@ import numpy as np
 from titans_jax import data as data_lib
 from titans_jax import parallel
 from titans_jax.models import language_model
+from titans_jax.training import config as config_lib
 from titans_jax.training import step as step_lib
 
 Batch = dict[str, np.ndarray]
@@ -41,6 +44,23 @@ class Task(Protocol):
     """Returns named numbers, `eval_loss` (nats per token) among them."""
 
 
+def prepare_corpus(
+    run: config_lib.RunConfig,
+    tokenizer: Any,
+    directory: str | os.PathLike[str],
+) -> data_lib.Corpus:
+  """Returns the packed text of a run, as `data.prepare` keeps it."""
+  return data_lib.prepare(
+      run.data.source,
+      tokenizer,
+      directory,
+      sequence_length=run.data.segments * run.data.sequence_length,
+      unit=run.model.unit,
+      heldout_fraction=run.data.heldout_fraction,
+      max_heldout_sequences=run.data.max_heldout_sequences,
+  )
+
+
 class TextTask:
   """Next-token prediction on a corpus."""
 
@@ -51,25 +71,61 @@ class TextTask:
       *,
       batch_size: int,
       seed: int,
+      segments: int = 1,
   ):
+    """Reads a corpus.
+
+    Args:
+      model: what is evaluated.
+      corpus: packed text.
+      batch_size: rows of a batch.
+      seed: of the order.
+      segments: batches that a packed sequence is cut into, as
+        `DataConfig.segments`.
+    """
     self.fingerprint = corpus.fingerprint
     self.corpus = corpus
     self._batch_size = batch_size
     self._seed = seed
+    self._segments = segments
     self._eval_step = jax.jit(
         functools.partial(step_lib.eval_step, model=model)
+    )
+    self._fresh = jax.jit(
+        lambda params: model.init_state(
+            {"params": params}, batch_size=batch_size
+        )
     )
 
   def batches(self, first_step: int) -> Iterator[Batch]:
     index, count = parallel.row_group(self._batch_size)
-    return data_lib.train_batches(
+    first, skip = divmod(first_step, self._segments)
+    whole = data_lib.train_batches(
         self.corpus,
         batch_size=self._batch_size,
         seed=self._seed,
-        first_step=first_step,
+        first_step=first,
         process_index=index,
         process_count=count,
     )
+    if self._segments == 1:
+      return whole
+    return itertools.islice(self._in_segments(whole, first), skip, None)
+
+  def _in_segments(self, whole: Iterator[Batch], first: int) -> Iterator[Batch]:
+    for number, batch in enumerate(whole, first):
+      # A sequence's first document is another than the last of the one before.
+      batch["document_ids"] = batch["document_ids"] + number % 2 * 2**30
+      yield from self._cut(batch)
+
+  def _cut(self, batch: Batch) -> Iterator[Batch]:
+    """Yields a batch's segments, [B, T] each."""
+    length = batch["tokens"].shape[1] // self._segments
+    for i in range(self._segments):
+      yield {
+          name: np.ascontiguousarray(x[:, i * length : (i + 1) * length])
+          for name, x in batch.items()
+      }
 
   def evaluate(self, params: Any) -> dict[str, float]:
     """Returns loss, perplexity and bits per byte of the held-out text."""
@@ -81,10 +137,15 @@ class TextTask:
         process_index=index,
         process_count=count,
     ):
-      batch = parallel.place(batch, self._batch_size)
-      sums = jax.device_get(self._eval_step(params, batch))
-      nats += float(sums["nats"])
-      tokens += float(sums["num_tokens"])
+      memory = None if self._segments == 1 else self._fresh(params)
+      for segment in self._cut(batch):
+        segment = parallel.place(segment, self._batch_size)
+        sums, behind = self._eval_step(params, segment, memory)
+        if memory is not None:
+          memory = behind
+        sums = jax.device_get(sums)
+        nats += float(sums["nats"])
+        tokens += float(sums["num_tokens"])
     return {
         "eval_loss": nats / tokens,
         "eval_perplexity": math.exp(min(nats / tokens, 700)),

@@ -111,7 +111,9 @@ def train(
       _sigterm() as stop,
       jax.set_mesh(mesh),
   ):
-    like = step_lib.abstract_state(model, optimizer, mesh, run.parallel)
+    like = step_lib.abstract_state(
+        model, optimizer, mesh, run.parallel, run.carried_rows
+    )
     distributed.say(parameter_table(like.params))
     distributed.say(_devices_line(mesh, like))
     restored = checkpoints.restore(like, run.to_dict())
