@@ -1,6 +1,6 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Counts the bytes that a compiled TPU program moves through main memory.
+"""Counts the bytes that a compiled program moves through main memory.
 
 From the program's text: every operand and result that an instruction has in
 main memory, tiles with their padding, loops as often as they run. A slice, or an
@@ -39,6 +39,7 @@ _FREE = frozenset(
         "replica-id",
         "copy-done",
         "slice-done",
+        "fusion-done",
         "async-done",
         "all-gather-done",
         "all-reduce-done",
@@ -156,7 +157,7 @@ def _collectives_of(
 ) -> Iterator[Collective]:
   for computation, instruction, times, source in executed:
     opcode = instruction.opcode.removesuffix("-start")
-    if instruction.opcode in ("fusion", "async-start"):
+    if instruction.opcode in ("fusion", "fusion-start", "async-start"):
       called = instruction.called("calls")
       yield from _collectives_of(
           program, _executed(program, called, times, source)
@@ -250,7 +251,7 @@ def _executed(
     yield _Executed(computation, instruction, times, source)
     inner = []
     if instruction.opcode == "while":
-      trips = _trips(program[instruction.called("condition")])
+      trips = _trips(program, instruction)
       inner = [(instruction.called("body"), trips)]
     elif instruction.opcode == "call":
       inner = [(instruction.called("to_apply"), 1)]
@@ -282,8 +283,12 @@ def _branches(instruction: _Instruction) -> list[str]:
   ]
 
 
-def _trips(condition: _Computation) -> int:
+def _trips(program: dict[str, _Computation], loop: _Instruction) -> int:
   """Returns how often a loop runs that counts from 0 to a constant."""
+  known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+  if known:
+    return int(known[1])
+  condition = program[loop.called("condition")]
   counts = {
       int(match[0])
       for i in condition.values()
@@ -302,6 +307,11 @@ def _moved_by(program, computation, instruction: _Instruction) -> int:
     return computation[name].bytes
 
   opcode, operands = instruction.opcode, instruction.operands
+  if opcode == "fusion-start":  # its results begin with its operands
+    opcode = "fusion"
+    instruction = dataclasses.replace(
+        instruction, results=instruction.results[len(operands) :]
+    )
   if opcode == "fusion":
     return _moved_by_fusion(
         program[instruction.called("calls")],

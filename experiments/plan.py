@@ -1,13 +1,13 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Plans a training run on TPUs that need not be there.
+"""Plans a training run on TPUs or GPUs that need not be there.
 
     python -m experiments.plan --config=experiments/configs/titans_760m_mac.py \
         --topology=v5p:4x4x4 --config.parallel.data=4 \
         --config.parallel.fsdp=16 --workdir=runs/plan
 
-Compiles the real training step for the slice (libtpu is needed, a TPU is not)
-and says whether it fits, what it computes and sends, and an estimate of its
+Compiles the real training step for the slice (libtpu is needed, a TPU is not),
+or with --topology=h100:2x8 for machines with GPUs (jax[cuda13], no GPU), and says whether it fits, what it computes and sends, and an estimate of its
 speed and cost: a bound by the chip's peaks, not a measurement. plan.json in the
 workdir holds the same. --search tries layouts and batch sizes.
 """
@@ -26,7 +26,6 @@ from absl import flags
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import _aot
 from pallas_kernels import tuning
 from titans_jax import parallel
 from titans_jax.data import files
@@ -37,12 +36,15 @@ from titans_jax.training import optimizer as optimizer_lib
 from titans_jax.training import overlay
 from titans_jax.training import step as step_lib
 
+from . import _absent
 from . import _flags
 from . import _hlo
 from . import _operations
 
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", "v5p:2x2x1", "Chips of a slice, GENERATION:XxYxZ or XxY."
+    "topology",
+    "v5p:2x2x1",
+    "Chips of a slice, GENERATION:XxYxZ or XxY; or GPU:MACHINESxGPUS.",
 )
 _NUM_SLICES = flags.DEFINE_integer(
     "num_slices",
@@ -64,6 +66,9 @@ _CONFIG = _flags.define_config("titans_170m_mac.py")
 # Of main memory, for the compiler and the runtime.
 _RESERVED = 0.02
 
+# Seconds from one GPU kernel to the next that waits for it.
+_GPU_LAUNCH = 3e-6
+
 
 def main(argv) -> None:
   _flags.start(argv)
@@ -71,7 +76,7 @@ def main(argv) -> None:
     run = overlay.run_config(_CONFIG.value, 32_000)
     workdir = pathlib.Path(_WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
-    devices = _devices(_TOPOLOGY.value, _NUM_SLICES.value)
+    devices = _absent.devices(_TOPOLOGY.value, _NUM_SLICES.value)
     if _SEARCH.value:
       plan = _search(run, devices)
     else:
@@ -85,25 +90,6 @@ def main(argv) -> None:
   files.replace(path, json.dumps(plan, indent=2))
   print(_report(plan))
   print(f"\nWritten to {path}.")
-
-
-def _devices(topology: str, num_slices: int):
-  generation, _, shape = topology.partition(":")
-  if generation not in _aot.TOPOLOGIES or not re.fullmatch(
-      r"\d+(x\d+){1,2}", shape
-  ):
-    raise ValueError(
-        f"--topology={topology!r} must be GENERATION:SHAPE, such as v5p:2x2x1,"
-        f" with a generation of {sorted(_aot.TOPOLOGIES)}."
-    )
-  try:
-    return _aot.devices(topology, num_slices)
-  except (RuntimeError, jax.errors.JaxRuntimeError) as error:
-    raise ValueError(
-        f"--topology={topology}: {str(error).splitlines()[0]}. Is libtpu"
-        " installed (pip install 'titans-jax[tpu]'), and is this a shape that"
-        " these TPUs come in?"
-    ) from error
 
 
 def make_plan(run: config_lib.RunConfig, devices) -> dict[str, Any]:
@@ -143,7 +129,10 @@ def make_plan(run: config_lib.RunConfig, devices) -> dict[str, Any]:
         z_loss=run.train.z_loss,
         like=like,
     ).trace(like, batch)
-    count = _operations.of_program(traced.jaxpr, "tpu")
+    platform = mesh.devices.flat[0].platform
+    count = _operations.of_program(
+        traced.jaxpr, "tpu" if platform == "tpu" else "cuda"
+    )
     start = time.perf_counter()
     compiled, refused = None, None
     try:
@@ -312,28 +301,24 @@ def _chain_seconds(run, chip) -> float:
 
   A chunk's products wait for each other: its keys go through the layers, the
   error comes back, the weights are updated, and twice that in the backward
-  pass, which runs the forward pass again. Each takes at least as many cycles as
-  it has rows, and the matrix unit is wide.
+  pass, which runs the forward pass again. On a TPU each takes at least as many
+  cycles as it has rows, and the matrix unit is wide; on a GPU a kernel's launch.
   """
   config = run.model
   if config.variant == "transformer":
     return 0.0
   generation = next(n for n, c in chips.CHIPS.items() if c is chip)
-  unit = tuning.CHIPS[generation]
-  clock = chip.flops / (2 * unit.macs_per_cycle)
-  layers = len(config.memory.layer_shapes(config.head_dim))
-  products = 2 * layers
-  cycles = products * (config.chunk_size + unit.lanes)
+  if generation in tuning.CHIPS:
+    unit = tuning.CHIPS[generation]
+    clock = chip.flops / (2 * unit.macs_per_cycle)
+    product = (config.chunk_size + unit.lanes) / clock
+  else:
+    product = _GPU_LAUNCH  # no kernel of ours keeps a GPU's chunks together
+  products = 2 * len(config.memory.layer_shapes(config.head_dim))
   chunks = -(-run.data.sequence_length // config.chunk_size)
   passes = 4 if not config.remat else 5
-  return (
-      config.num_layers
-      * chunks
-      * cycles
-      * passes
-      * run.train.accumulation
-      / clock
-  )
+  times = config.num_layers * chunks * passes * run.train.accumulation
+  return times * products * product
 
 
 def _search(run: config_lib.RunConfig, devices) -> dict[str, Any]:

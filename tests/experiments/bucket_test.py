@@ -3,45 +3,13 @@
 """A workdir in a bucket, on a server of this machine that speaks its protocol."""
 
 import os
-import socket
-import subprocess
-import sys
-import time
 
 from absl.testing import absltest
 from etils import epath
 import pytest
 
 from tests.experiments import processes
-
-
-def start_server(case):
-  """Starts a storage server with an empty bucket, and names it to clients."""
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-  start = (
-      "from gcp_storage_emulator import server\n"
-      f"server.create_server('127.0.0.1', {port}, True, 'bucket').run()"
-  )
-  server = subprocess.Popen(
-      [sys.executable, "-c", start],
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL,
-  )
-  case.addClassCleanup(server.wait)
-  case.addClassCleanup(server.kill)
-  address = f"http://127.0.0.1:{port}"
-  for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
-    case.enterClassContext(absltest.mock.patch.dict(os.environ, {name: address}))
-  deadline = time.monotonic() + 60
-  while server.poll() is None and time.monotonic() < deadline:
-    try:
-      socket.create_connection(("127.0.0.1", port), 1).close()
-      return
-    except OSError:
-      time.sleep(0.05)
-  raise RuntimeError("The storage server did not start.")
+from tests.experiments import storage_server
 
 
 class BucketTest(absltest.TestCase):
@@ -49,7 +17,12 @@ class BucketTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    start_server(cls)
+    server = storage_server.Server()
+    address = server.start()
+    cls.addClassCleanup(server.shutdown)
+    for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
+      os.environ[name] = address
+      cls.addClassCleanup(os.environ.pop, name)
     cls.folder = processes.folder(cls)
     cls.text = processes.write_text(cls.folder / "text.txt")
 

@@ -37,9 +37,7 @@ def _train(config, layout, num_devices, accumulation=1, carried_rows=None):
   optimizer = optimizer_lib.make_optimizer(config_lib.OptimizerConfig(), 100)
   mesh = parallel.make_mesh(layout, jax.devices()[:num_devices])
   with jax.set_mesh(mesh):
-    like = step_lib.abstract_state(
-        model, optimizer, mesh, layout, carried_rows
-    )
+    like = step_lib.abstract_state(model, optimizer, mesh, layout, carried_rows)
     state = step_lib.create_state(model, optimizer, 0, like)
     step = step_lib.jit_train_step(
         model, optimizer, like=like, accumulation=accumulation
@@ -115,7 +113,9 @@ class TrainingTest(parameterized.TestCase):
     np.testing.assert_allclose(mixed[0], one[0], atol=1e-5)
     # Rows and heads of what a memory has learned lie apart.
     weights = mixed[1].memory[0].mixer.memory.chunk_start.weights[0]
-    self.assertEqual(weights.addressable_shards[0].data.nbytes * 8, weights.nbytes)
+    self.assertEqual(
+        weights.addressable_shards[0].data.nbytes * 8, weights.nbytes
+    )
 
   def test_accumulation(self):
     config = _config("transformer")

@@ -69,9 +69,7 @@ class DataConfig:
   cache_dir: str | None = None
 
   def __post_init__(self):
-    check_at_least(
-        self, "data", 1, "sequence_length", "segments", "batch_size"
-    )
+    check_at_least(self, "data", 1, "sequence_length", "segments", "batch_size")
     if self.max_heldout_sequences is not None:
       check_at_least(self, "data", 1, "max_heldout_sequences")
     if not 0 < self.heldout_fraction < 1:

@@ -81,8 +81,8 @@ def train(
     NonFiniteLossError: the loss became infinite or not a number.
     distributed.ProcessesError: another process of the run is gone.
   """
-  workdir = epath.Path(workdir)
-  check_same_run(run, workdir)
+  folder = epath.Path(workdir)
+  check_same_run(run, folder)
   mesh = parallel.make_mesh(run.parallel)
   parallel.check(
       mesh,
@@ -97,12 +97,12 @@ def train(
           "init_from": str(init_from),
       }
   )
-  workdir.mkdir(parents=True, exist_ok=True)
+  folder.mkdir(parents=True, exist_ok=True)
   if distributed.is_main():
-    files.replace(workdir / "config.json", json.dumps(run.to_dict(), indent=2))
+    files.replace(folder / "config.json", json.dumps(run.to_dict(), indent=2))
   optimizer = optimizer_lib.make_optimizer(run.optimizer, run.train.num_steps)
   checkpoints = checkpoints_lib.Checkpoints(
-      workdir / "checkpoints",
+      folder / "checkpoints",
       keep=run.train.keep_checkpoints,
       keep_every=run.train.keep_every,
   )
@@ -131,7 +131,7 @@ def train(
       _check_same_data(restored.data, task)
       state = restored.state
       distributed.say(f"Resuming from step {int(state.step)}.")
-    loop = _Loop(run, workdir, model, optimizer, task, checkpoints, state, like)
+    loop = _Loop(run, folder, model, optimizer, task, checkpoints, state, like)
     try:
       return loop.run_until_done(stop)
     except jax.errors.JaxRuntimeError as error:
