@@ -85,13 +85,19 @@ def devices(topology: str, num_slices: int = 1) -> np.ndarray:
     num_slices: of TPUs.
 
   Raises:
-    ValueError: no such topology, or no compiler for it.
+    ValueError: no such topology, or no compiler for it; slices of GPUs.
   """
   name, _, shape = topology.partition(":")
-  if name not in NAMES or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
+  form = r"\d+x\d+" if name in _GPUS else r"\d+(x\d+){1,2}"
+  if name not in NAMES or not re.fullmatch(form, shape):
     raise ValueError(
         f"--topology={topology!r} must be GENERATION:SHAPE, such as v5p:2x2x1,"
         f" or GPU:MACHINESxGPUS, such as h100:2x8, of {sorted(NAMES)}."
+    )
+  if name in _GPUS and num_slices > 1:
+    raise ValueError(
+        f"--num_slices={num_slices} are of TPUs; give GPUs' machines in"
+        f" --topology={name}:MACHINESxGPUS."
     )
   extra = "cuda13" if name in _GPUS else "tpu"
   try:

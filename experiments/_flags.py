@@ -14,6 +14,7 @@ import jax
 from ml_collections import config_flags
 
 from pallas_kernels import command_line
+from titans_jax.data import files
 from titans_jax.parallel import distributed
 
 start = command_line.start
@@ -70,6 +71,13 @@ def define_processes():
     )
 
   return join
+
+
+def local_folder(flag: str, path: str) -> pathlib.Path:
+  """Returns a flag's folder; raises ValueError for one in a bucket."""
+  if files.is_remote(path):
+    raise ValueError(f"--{flag}={path} must be a local folder.")
+  return pathlib.Path(path)
 
 
 def module(name: str) -> str:

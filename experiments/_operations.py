@@ -179,7 +179,7 @@ def _add_kernel(eqn, operands, times, again, count) -> None:
     shape = eqn.outvars[0].aval.shape
     if name.startswith("fused_scan_forward"):
       count.forward[shape] = operations
-    else:
+    elif name.startswith("fused_scan_backward"):
       # The derivatives are twice a forward pass. What is made again is more the
       # further the kept states lie apart.
       needed = 2 * count.forward[shape]

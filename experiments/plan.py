@@ -6,8 +6,8 @@
         --topology=v5p:4x4x4 --config.parallel.data=4 \
         --config.parallel.fsdp=16 --workdir=runs/plan
 
-Compiles the real training step for the slice (libtpu is needed, a TPU is not),
-or with --topology=h100:2x8 for machines with GPUs (jax[cuda13], no GPU), and says whether it fits, what it computes and sends, and an estimate of its
+Compiles the real training step for the slice (libtpu is needed, a TPU is not), or
+for machines with GPUs, --topology=h100:2x8 (jax[cuda13] is needed, no GPU), and says whether it fits, what it computes and sends, and an estimate of its
 speed and cost: a bound by the chip's peaks, not a measurement. plan.json in the
 workdir holds the same. --search tries layouts and batch sizes.
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 import re
 import time
 from typing import Any
@@ -74,7 +73,7 @@ def main(argv) -> None:
   _flags.start(argv)
   with _flags.clean_errors(RuntimeError):
     run = overlay.run_config(_CONFIG.value, 32_000)
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir = _flags.local_folder("workdir", _WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     devices = _absent.devices(_TOPOLOGY.value, _NUM_SLICES.value)
     if _SEARCH.value:
@@ -173,8 +172,9 @@ def make_plan(run: config_lib.RunConfig, devices) -> dict[str, Any]:
       "parameters": parallel.bytes_on_device(like.params),
       "optimizer": parallel.bytes_on_device(like.opt_state),
       "batch": parallel.bytes_on_device(batch),
-      "carried memory": parallel.bytes_on_device(like.memory),
   }
+  if like.model_state is not None:
+    state["carried model state"] = parallel.bytes_on_device(like.model_state)
   if compiled is None:
     plan |= {
         "fits": False,
@@ -269,20 +269,25 @@ def _estimate(run, plan, chip, text, mesh) -> dict[str, Any]:
       for row in plan["collectives"]
   )
   moved = sum(m.bytes for m in _hlo.moved(text))
+  platform = mesh.devices.flat[0].platform
   seconds = {
       "matrix units": flops["program"] / mesh.size / chip.flops,
       "main memory": moved / chip.memory_bandwidth,
       "interconnect": sent / chip.interconnect,
       "chain of chunks": _chain_seconds(run, chip),
   }
-  bound = max(seconds, key=lambda name: seconds[name])
+  # The last is no bound for a GPU, but an assumption.
+  bounds = list(seconds)[: 4 if platform == "tpu" else 3]
+  bound = max(bounds, key=lambda name: seconds[name])
   step = seconds[bound]
   tokens = run.data.batch_size * run.data.sequence_length
   hours = run.train.num_steps * step * mesh.size / 3600
   return {
       "meaning": (
           "an estimate: the longest of the times that each part would need"
-          " alone at its peak; a real step is slower"
+          " alone at its peak; a real step is slower. Between slices, or"
+          " machines with GPUs, all is sent as quickly as within one. A GPU's"
+          " chain of chunks assumes 3 microseconds a kernel, and is no bound"
       ),
       "seconds": seconds,
       "bound_by": bound,

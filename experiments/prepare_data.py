@@ -24,7 +24,11 @@ from titans_jax.data import prepared
 from . import _flags
 
 _SOURCE = flags.DEFINE_string(
-    "source", None, "A file, or a glob of files in quotes.", required=True
+    "source",
+    None,
+    "A file, a glob of files in quotes, or"
+    " hf://datasets/OWNER/NAME[@REVISION][/GLOB].",
+    required=True,
 )
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", "byte", "'byte', or the path of a tokenizer.json."
@@ -49,7 +53,7 @@ def main(argv) -> None:
     shards = prepared.write(
         _SOURCE.value,
         _TOKENIZER.value,
-        _OUTPUT.value,
+        _flags.local_folder("output", _OUTPUT.value),
         num_workers=_NUM_WORKERS.value,
         shard_bytes=_SHARD_MIB.value * 2**20,
         on_shard=progress.update,

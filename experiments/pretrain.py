@@ -10,6 +10,7 @@ The same command resumes a run that was stopped. The workdir gets config.json,
 metrics.jsonl, TensorBoard events, checkpoints/ and learning_curve.png.
 """
 
+import pathlib
 import shlex
 import sys
 
@@ -34,7 +35,7 @@ from titans_jax.training import trainer
 from . import _flags
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder that holds the run.", required=True
+    "workdir", None, "Folder that holds the run, or gs://....", required=True
 )
 _PROMPT = flags.DEFINE_string(
     "prompt", "The ", "Text that the sample at the end begins with."
@@ -87,16 +88,16 @@ def main(argv) -> None:
     _report_next_commands()
 
 
-def _cache_dir(chosen: str | None) -> str:
+def _cache_dir(chosen: str | None) -> pathlib.Path:
   """Returns the folder of the tokenised text, which is mapped into memory."""
-  if chosen is None and not files.is_remote(_WORKDIR.value):
-    return str(epath.Path(_WORKDIR.value) / "data")
-  if chosen is None or files.is_remote(chosen):
+  if chosen is not None:
+    return _flags.local_folder("config.data.cache_dir", chosen)
+  if files.is_remote(_WORKDIR.value):
     raise ValueError(
-        f"data.cache_dir={chosen!r} with --workdir={_WORKDIR.value}: give"
-        " --config.data.cache_dir, a local folder for the tokenised text."
+        f"With --workdir={_WORKDIR.value} give --config.data.cache_dir, a local"
+        " folder for the tokenised text."
     )
-  return chosen
+  return pathlib.Path(_WORKDIR.value) / "data"
 
 
 # A larger corpus would keep every host waiting for a baseline.

@@ -25,6 +25,7 @@ from absl import flags
 import numpy as np
 
 from titans_jax import data
+from titans_jax.models import language_model
 from titans_jax.training import overlay
 from titans_jax.training import tasks
 
@@ -44,15 +45,15 @@ _REPEATS = 5
 def main(argv) -> None:
   _flags.start(argv)
   with _flags.clean_errors():
-    plan = None if _PLAN.value is None else _read_plan(_PLAN.value)
     tokenizer = data.make_tokenizer(_CONFIG.value.data.tokenizer)
-    run = overlay.run_config(_CONFIG.value, tokenizer.vocab_size)
+    config = overlay.run_config(_CONFIG.value, tokenizer.vocab_size)
+    plan = None if _PLAN.value is None else _read_plan(_PLAN.value, config)
     with tempfile.TemporaryDirectory() as folder:
       corpus = tasks.prepare_corpus(
-          run, tokenizer, run.data.cache_dir or folder
+          config, tokenizer, config.data.cache_dir or folder
       )
       print(corpus.summary())
-      rate = _tokens_per_second(run, corpus)
+      rate = _tokens_per_second(config, corpus)
   print(f"The pipeline alone: {rate:,.0f} tokens/s (median of {_REPEATS}).")
   if plan is not None:
     needed = plan["estimate"]["tokens_per_second"] / plan["processes"]
@@ -62,17 +63,34 @@ def main(argv) -> None:
     )
 
 
-def _read_plan(path: str) -> dict:
-  plan = json.loads(pathlib.Path(path).read_text())
+def _read_plan(path: str, config) -> dict:
+  """Returns a plan, which must be that of this configuration's batches."""
+  try:
+    plan = json.loads(pathlib.Path(path).read_text())
+  except json.JSONDecodeError as error:
+    raise ValueError(
+        f"--plan={path} is not readable as JSON: {error}."
+    ) from error
   if "estimate" not in plan or "processes" not in plan:
     raise ValueError(f"--plan={path} is not that of a step that fits.")
+  for name in ("batch_size", "sequence_length"):
+    if plan[name] != getattr(config.data, name):
+      raise ValueError(
+          f"--plan={path} has {name}={plan[name]}, the configuration"
+          f" {getattr(config.data, name)}."
+      )
   return plan
 
 
-def _tokens_per_second(run, corpus: data.Corpus) -> float:
-  batches = data.train_batches(
-      corpus, batch_size=run.data.batch_size, seed=run.seed
+def _tokens_per_second(config, corpus: data.Corpus) -> float:
+  task = tasks.TextTask(
+      language_model.TitansLM(config.model),
+      corpus,
+      batch_size=config.data.batch_size,
+      seed=config.seed,
+      segments=config.data.segments,
   )
+  batches = task.batches(0)
   next(batches)
   rates = []
   for _ in range(_REPEATS):

@@ -50,7 +50,7 @@ def main(argv) -> None:
         raise ValueError(
             f"--variants: {variant!r} is none of {model_config.VARIANTS}."
         )
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir = _flags.local_folder("workdir", _WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     # What an earlier call found for other variants stays.
     path = workdir / "results.json"

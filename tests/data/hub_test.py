@@ -42,6 +42,7 @@ class _Hub(http.server.BaseHTTPRequestHandler):
       info = {"id": "owner/name", "sha": _COMMIT, "siblings": files}
       return self.answer(json.dumps(info).encode())
     if path.startswith(resolve) and path[len(resolve) :] in _FILES:
+      self.server.sent.add(path[len(resolve) :])
       return self.answer(_FILES[path[len(resolve) :]])
     return self.answer(b"{}", 404)
 
@@ -87,16 +88,22 @@ class HubTest(absltest.TestCase):
     )
 
   def test_files_are_fetched_and_read(self):
-    for pattern, expected in (
-        ("data/*.jsonl", [b"one", b"two"]),
-        ("**/*.jsonl", [b"one", b"two", b"three"]),
+    for pattern, expected, files in (
+        ("/data/*.jsonl", [b"one", b"two"], {"data/a.jsonl"}),
+        (
+            "@refs/convert/parquet/**/*.jsonl",
+            [b"one", b"two", b"three"],
+            {"data/a.jsonl", "data/more/b.jsonl"},
+        ),
     ):
-      process = self.documents(f"hf://datasets/owner/name/{pattern}")
+      self.server.sent = set()
+      process = self.documents(f"hf://datasets/owner/name{pattern}")
       self.assertEqual(process.stdout, f"{expected}\n", process.stderr)
+      self.assertEqual(self.server.sent, files)
 
   def test_bad_input(self):
     process = self.documents("hf://datasets/owner/nobody/*.jsonl")
-    self.assertIn("cannot be fetched", process.stderr)
+    self.assertRegex(process.stderr, "cannot be fetched.*Repository Not Found")
     process = self.documents("hf://datasets/owner/name")
     self.assertIn("matches no file", process.stderr)  # it has no Parquet files
     with self.assertRaisesRegex(ValueError, "must be hf://datasets/OWNER"):

@@ -109,6 +109,34 @@ class RulesTest(parameterized.TestCase):
     self.assertEqual(found["gate"]["kernel"].spec, P((), (), ()))
 
 
+class StateTest(parameterized.TestCase):
+
+  @parameterized.parameters(*model_config.VARIANTS)
+  def test_rows_and_heads_lie_apart(self, variant):
+    model = titans.TitansLM(titans.presets.tiny(variant=variant))
+    mesh = parallel.make_mesh(parallel.ParallelConfig("fsdp_tp"))
+
+    def make(rows):
+      params = step_lib.init_params(model, 0)
+      return model.init_state({"params": params}, batch_size=rows)
+
+    few, many = (jax.eval_shape(lambda n=n: make(n)) for n in (4, 8))
+    shardings = parallel.state_shardings(many, mesh)
+    leaves = jax.tree_util.tree_leaves_with_path(shardings)
+    for (path, sharding), a, b in zip(
+        leaves, jax.tree.leaves(few), jax.tree.leaves(many), strict=True
+    ):
+      spec = (*sharding.spec, *[None] * (b.ndim - len(sharding.spec)))
+      # What grows with the rows is theirs; everything with heads has them apart.
+      self.assertEqual(a.shape != b.shape, spec[0] is not None, path)
+      if b.ndim == 4:
+        heads = [spec[axis] for axis in (1, 2)]
+        self.assertIn("tensor", heads, path)
+        self.assertEqual(
+            b.shape[1 + heads.index("tensor")], model.config.num_heads
+        )
+
+
 class ChipsTest(parameterized.TestCase):
 
   @parameterized.parameters(

@@ -88,14 +88,15 @@ class ProcessesTest(parameterized.TestCase):
   def test_run_goes_on_with_other_processes_and_meshes(self):
     folder = processes.folder(self)
     text = processes.write_text(folder / "text.txt")
-    source = f"--config.data.source={text}"
+    # In three steps a sequence, so that what goes on is the memory too.
+    data = (f"--config.data.source={text}", "--config.data.segments=3")
     # Given a run that one process finishes
     whole = folder / "whole"
-    statuses, outputs = _finish(_start(whole, source, devices=1))
+    statuses, outputs = _finish(_start(whole, *data, devices=1))
     self.assertEqual(statuses, [0], outputs)
     # And one of two processes, of which one is killed behind a checkpoint
     workdir = folder / "run"
-    started = _start(workdir, source, "--config.parallel.layout=fsdp", count=2)
+    started = _start(workdir, *data, "--config.parallel.layout=fsdp", count=2)
     _wait_for_row(started, workdir, 14)
     started[1].send_signal(signal.SIGKILL)
     # Then the other ends in bounded time, and says why
@@ -106,7 +107,7 @@ class ProcessesTest(parameterized.TestCase):
     self.assertIn("another process", outputs[0])
     # When one process goes on, with another mesh, until it is terminated
     args = ("--config.parallel.layout=fsdp_tp",)
-    started = _start(workdir, source, *args, devices=4)
+    started = _start(workdir, *data, *args, devices=4)
     _wait_for_row(started, workdir, 22)
     started[0].send_signal(signal.SIGTERM)
     statuses, outputs = _finish(started)
@@ -114,7 +115,7 @@ class ProcessesTest(parameterized.TestCase):
     self.assertIn("Resuming from step 10.", outputs[0])
     self.assertIn("Stopped by SIGTERM", outputs[0])
     # And then two again, of which one is terminated, so that both stop
-    started = _start(workdir, source, count=2)
+    started = _start(workdir, *data, count=2)
     _wait_for_row(started, workdir, 35)
     started[1].send_signal(signal.SIGTERM)
     statuses, outputs = _finish(started)

@@ -112,7 +112,7 @@ class TrainingTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(mixed[0], one[0], atol=1e-5)
     # Rows and heads of what a memory has learned lie apart.
-    weights = mixed[1].memory[0].mixer.memory.chunk_start.weights[0]
+    weights = mixed[1].model_state[0].mixer.memory.chunk_start.weights[0]
     self.assertEqual(
         weights.addressable_shards[0].data.nbytes * 8, weights.nbytes
     )

@@ -6,12 +6,13 @@ import functools
 import itertools
 import pathlib
 
-from absl.testing import absltest
+from absl.testing import parameterized
 import jax
 import numpy as np
 
 import titans_jax as titans
 from titans_jax import data
+from titans_jax import parallel
 from titans_jax.models import states
 from titans_jax.training import config as config_lib
 from titans_jax.training import optimizer as optimizer_lib
@@ -21,14 +22,14 @@ from titans_jax.training import tasks
 _OPTIONS = dict(batch_size=2, seed=0)
 
 
-class SegmentsTest(absltest.TestCase):
+class SegmentsTest(parameterized.TestCase):
 
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
     cls.model = titans.TitansLM(
         titans.presets.tiny(
-            variant="lmm",
+            variant="mac",
             num_layers=1,
             dtype="float64",
             param_dtype="float64",
@@ -87,7 +88,7 @@ class SegmentsTest(absltest.TestCase):
       )
       state = jax.tree.map(lambda x: x.copy(), self.state)
       if segments == 1:
-        state = state._replace(memory=None)
+        state = state._replace(model_state=None)
       nats = []
       for batch in itertools.islice(task.batches(0), 2 * segments):
         state, metrics = step(state, batch)
@@ -105,6 +106,22 @@ class SegmentsTest(absltest.TestCase):
     )
     self.assertAlmostEqual(whole["eval_loss"], parts["eval_loss"], places=9)
 
+  def test_evaluation_holds_a_state_where_it_belongs(self):
+    mesh = parallel.make_mesh(
+        parallel.ParallelConfig(tensor=2), jax.devices()[:4]
+    )
+    with jax.set_mesh(mesh):
+      state = step_lib.fresh_model_state(self.model, self.state.params, 2)
+      task = tasks.TextTask(self.model, self.corpus, segments=3, **_OPTIONS)
+      batch = parallel.place(next(task.batches(0)), 2)
+      weights = state[0].mixer.memory.memory.chunk_start.weights[0]
+      _, behind = step_lib.jit_eval_step(self.model)(
+          self.state.params, batch, state
+      )
+    after = behind[0].mixer.memory.memory.chunk_start.weights[0]
+    for x in (weights, after):
+      self.assertEqual(x.sharding.shard_shape(x.shape)[:2], (1, 1))
+
   def test_gradients_end_where_a_step_ends(self):
     def total(old, fresh):
       leaves = jax.tree.leaves(states.carry(old, fresh))
@@ -112,7 +129,7 @@ class SegmentsTest(absltest.TestCase):
 
     fresh = self.model.init_state({"params": self.state.params}, batch_size=1)
     old, new = jax.grad(total, argnums=(0, 1), allow_int=True)(
-        self.state.memory, fresh
+        self.state.model_state, fresh
     )
     kinds = jax.tree_util.tree_leaves_with_path(old)
     for (path, gradient), of_fresh in zip(kinds, jax.tree.leaves(new)):
@@ -124,6 +141,13 @@ class SegmentsTest(absltest.TestCase):
 
   def test_bad_input(self):
     values = dict(data=config_lib.DataConfig(segments=2))
+    with self.assertRaisesRegex(ValueError, "keep_every=5 must be a multiple"):
+      config_lib.TrainConfig(checkpoint_every=2, keep_every=5)
+    full = titans.presets.tiny(
+        variant="transformer", window=None, max_length=1000
+    )
+    with self.assertRaisesRegex(ValueError, "segments=2 .*max_length=1000"):
+      config_lib.RunConfig(full, **values)
     with self.assertRaisesRegex(ValueError, "segments must be at least 1"):
       config_lib.DataConfig(segments=0)
     with self.assertRaisesRegex(ValueError, "accumulation=2 cannot be had"):

@@ -46,19 +46,15 @@ def train_batches(
         f"data.batch_size={batch_size} is not a multiple of the"
         f" {process_count} processes."
     )
+  mine = _rows(batch_size, process_index, process_count)
   dataset = (
       grain.MapDataset.range(corpus.train.num_sequences)
       .seed(seed)
       .shuffle()
       .repeat()
-      .map(
-          lambda sequence: packing.assemble(
-              corpus.train, sequence, corpus.tokens, corpus.document_token
-          )
-      )
+      .batch(batch_size, drop_remainder=True)
+      .map(lambda rows: _stack(corpus, corpus.train, rows[mine]))
   )
-  dataset = dataset[process_index::process_count]
-  dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
   # Threads: worker processes would each keep a state of their own.
   read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
   iterator = iter(dataset.to_iter_dataset(read))
@@ -75,24 +71,29 @@ def heldout_batches(
 ) -> Iterator[Batch]:
   """Yields every held-out sequence once; the last batch ends in empty rows."""
   plan = corpus.heldout
-  rows = batch_size // process_count
+  mine = _rows(batch_size, process_index, process_count)
   for first in range(0, plan.num_sequences, batch_size):
-    mine = range(
-        first + process_index * rows, first + process_index * rows + rows
-    )
-    examples = [
-        packing.assemble(
-            plan,
-            min(sequence, plan.num_sequences - 1),
-            corpus.tokens,
-            corpus.document_token,
-        )
-        for sequence in mine
-    ]
-    batch = {
-        name: np.stack([example[name] for example in examples])
-        for name in examples[0]
-    }
-    empty = np.array([s >= plan.num_sequences for s in mine])
-    batch["targets"][empty] = -1
+    rows = np.arange(first, first + batch_size)[mine]
+    batch = _stack(corpus, plan, np.minimum(rows, plan.num_sequences - 1))
+    batch["targets"][rows >= plan.num_sequences] = -1
     yield batch
+
+
+def _rows(batch_size: int, process_index: int, process_count: int) -> slice:
+  """Returns which rows of a global batch are a process's: those next to each
+  other, so that a row's place does not depend on the number of processes."""
+  rows = batch_size // process_count
+  return slice(process_index * rows, process_index * rows + rows)
+
+
+def _stack(
+    corpus: corpus_lib.Corpus, plan: packing.Plan, sequences: np.ndarray
+) -> Batch:
+  examples = [
+      packing.assemble(plan, s, corpus.tokens, corpus.document_token)
+      for s in sequences.tolist()
+  ]
+  return {
+      name: np.stack([example[name] for example in examples])
+      for name in examples[0]
+  }

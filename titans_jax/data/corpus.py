@@ -147,7 +147,7 @@ def _plan(
     raise ValueError(
         f"data.source={source!r} holds {train[1].sum():,} tokens to train on,"
         f" fewer than one sequence of {sequence_length:,}. Choose a smaller"
-        " data.sequence_length or more text."
+        " data.sequence_length (or data.segments), or more text."
     )
   return (
       packing.plan(train[0], train[1], sequence_length, unit),
@@ -182,10 +182,7 @@ def _origin(source: str, tokenizer: tokenizers.Tokenizer) -> dict:
         if prepared.is_prepared(source)
         else sources.files(source)
     )
-    inputs = [
-        [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
-        for path in paths
-    ]
+    inputs = [sources.version(source, path) for path in paths]
   return {
       "version": _VERSION,
       "files": inputs,

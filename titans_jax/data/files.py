@@ -65,18 +65,20 @@ class Mirror:
     for name in names:
       if (self.workdir / name).exists():
         (self.path / name).write_bytes((self.workdir / name).read_bytes())
+        self._pushed[self.path / name] = _version(self.path / name)
 
   def push(self) -> None:
-    """Copies what is new or has grown."""
+    """Copies what is new or has grown; one process of a run does."""
     if not self._is_remote:
       return
     for path in self.path.rglob("*"):
-      if not path.is_file():
-        continue
-      status = path.stat()
-      version = (status.st_size, status.st_mtime_ns)
-      if self._pushed.get(path) != version:
+      if path.is_file() and self._pushed.get(path) != _version(path):
+        self._pushed[path] = _version(path)
         target = self.workdir / path.relative_to(self.path)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())
-        self._pushed[path] = version
+
+
+def _version(path: pathlib.Path) -> tuple[int, int]:
+  status = path.stat()
+  return status.st_size, status.st_mtime_ns

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import glob
 import itertools
 import json
 import pathlib
 import re
-from typing import Iterable, Iterator
+from typing import Any, Iterable, Iterator
 
 JSON_LINES = (".jsonl", ".json")
 ARRAY_RECORD = (".array_record", ".arrayrecord")
@@ -107,7 +108,7 @@ def _bounds(path: pathlib.Path, size: int) -> list[int]:
 def files(source: str) -> list[pathlib.Path]:
   """Returns a source's files, sorted; those of the hub are fetched first."""
   if source.startswith("hf://"):
-    found = _fetch(source)
+    found = list(_fetch(source))
   else:
     found = glob.glob(source, recursive=True)
   paths = sorted(pathlib.Path(p) for p in found)
@@ -116,8 +117,8 @@ def files(source: str) -> list[pathlib.Path]:
   paths = [path for path in paths if path.is_file()]
   if not paths:
     raise ValueError(
-        f"data.source={source!r} matches no file. Give 'builtin', a file, or a"
-        " glob in quotes."
+        f"data.source={source!r} matches no file. Give 'builtin', a file, a glob"
+        " in quotes, or hf://datasets/OWNER/NAME/GLOB."
     )
   for path in paths:
     if path.stat().st_size == 0:
@@ -125,12 +126,25 @@ def files(source: str) -> list[pathlib.Path]:
   return paths
 
 
+def version(source: str, path: pathlib.Path) -> list[Any]:
+  """Returns what tells whether one of a source's files has changed.
+
+  A file of the hub is its commit's, on whichever host and whenever it came.
+  """
+  if source.startswith("hf://"):
+    return [source, *path.parts[path.parts.index("snapshots") + 1 :]]
+  status = path.stat()
+  return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+
 _HUB = re.compile(
-    r"hf://datasets/(?P<name>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<glob>.+))?"
+    r"hf://datasets/(?P<name>[^/@]+/[^/@]+)"
+    r"(@(?P<revision>refs/[^/]+/[^/]+|[^/]+))?(/(?P<glob>.*))?"
 )
 
 
-def _fetch(source: str) -> list[str]:
+@functools.cache  # A branch may move on while a process reads.
+def _fetch(source: str) -> tuple[str, ...]:
   """Fetches files of a data set of the hub, as far as they are not here."""
   match = _HUB.fullmatch(source)
   if match is None:
@@ -145,21 +159,29 @@ def _fetch(source: str) -> list[str]:
         f"Reading {source} needs the `huggingface_hub` package: pip install"
         " 'titans-jax[hf]'."
     ) from error
-  pattern = match["glob"] or "**/*.parquet"
+  pattern = re.compile(_glob_regex(match["glob"] or "**/*.parquet"))
+  where = {"repo_type": "dataset", "revision": match["revision"]}
   try:
+    names = huggingface_hub.HfApi().list_repo_files(match["name"], **where)
+    names = [name for name in names if pattern.fullmatch(name)]
+    if not names:
+      return ()
     folder = huggingface_hub.snapshot_download(
-        match["name"],
-        repo_type="dataset",
-        revision=match["revision"],
-        # There a star stands for slashes too.
-        allow_patterns=pattern.replace("**/", "*"),
+        match["name"], allow_patterns=[glob.escape(n) for n in names], **where
     )
-  except (OSError, RuntimeError) as error:
+  except Exception as error:  # the library's errors have no common class
+    reason = " ".join(str(error).split()) or type(error).__name__
     raise ValueError(
-        f"data.source={source!r} cannot be fetched:"
-        f" {str(error).strip().splitlines()[0]}"
+        f"data.source={source!r} cannot be fetched: {reason}"
     ) from error
-  return glob.glob(f"{glob.escape(folder)}/{pattern}", recursive=True)
+  return tuple(f"{folder}/{name}" for name in names)
+
+
+def _glob_regex(pattern: str) -> str:
+  """Returns a recursive glob as a regular expression."""
+  parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+  tokens = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
+  return "".join(parts.get(token, re.escape(token)) for token in tokens)
 
 
 def _read(

@@ -12,7 +12,6 @@ random.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 from typing import Any, Iterator
 
@@ -156,9 +155,7 @@ class RecallTask:
     ]
     self._data = data
     self._seed = seed
-    self._eval_step = jax.jit(
-        functools.partial(step_lib.eval_step, model=model)
-    )
+    self._eval_step = step_lib.jit_eval_step(model)
 
   def batches(self, first_step: int) -> Iterator[Batch]:
     step = first_step
@@ -190,7 +187,7 @@ class RecallTask:
       batch = make_batch(data, rng, repeated=repeated)
       del batch["distances"]
       batch = parallel.place(batch, data.batch_size)
-      sums, _ = self._eval_step(params, batch)
+      sums, _ = self._eval_step(params, batch, None)
       for name, value in jax.device_get(sums).items():
         totals[name] = totals.get(name, 0.0) + float(value)
     return {k: v / totals["num_tokens"] for k, v in totals.items()}

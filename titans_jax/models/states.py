@@ -17,6 +17,33 @@ def of_all_rows(path: jax.tree_util.KeyPath) -> bool:
   return any(getattr(key, "name", None) in _OF_ALL_ROWS for key in path)
 
 
+# The axis of the heads, by a field that holds leaves with four axes.
+_HEADS = {
+    "chunk_start": 1,
+    "segment_start": 1,
+    "initial": 1,
+    "open": 1,
+    "ring": 2,
+    "recalled": 2,
+    "sequence": 2,
+    "prefix": 2,
+}
+
+
+def heads_axis(path: jax.tree_util.KeyPath, ndim: int) -> int | None:
+  """Returns the axis of a leaf's heads, or None if it has no heads."""
+  if ndim != 4:
+    return None
+  names = [getattr(key, "name", None) for key in path]
+  return next((_HEADS[name] for name in names if name in _HEADS), None)
+
+
+def num_rows(state: Any) -> int:
+  """Returns B, of a state of `TitansLM`, abstract or not."""
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  return next(x.shape[0] for path, x in leaves if not of_all_rows(path))
+
+
 def carry(state: Any, fresh: Any) -> Any:
   """Returns a state with which to read on under changed parameters.
 

@@ -8,6 +8,7 @@ from titans_jax.parallel.mesh import ParallelConfig
 from titans_jax.parallel.rules import batch_sharding
 from titans_jax.parallel.rules import bytes_on_device
 from titans_jax.parallel.rules import check
+from titans_jax.parallel.rules import constrain_state
 from titans_jax.parallel.rules import params_shardings
 from titans_jax.parallel.rules import place
 from titans_jax.parallel.rules import row_group
@@ -19,6 +20,7 @@ __all__ = (
     "batch_sharding",
     "bytes_on_device",
     "check",
+    "constrain_state",
     "make_mesh",
     "params_shardings",
     "place",

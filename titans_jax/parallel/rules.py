@@ -82,34 +82,31 @@ def params_shardings(
   return jax.tree_util.tree_map_with_path(one, params)
 
 
-# Where a state's heads stand, by a part of its path.
-_HEADS_OF_STATE = {
-    "chunk_start": 1,
-    "segment_start": 1,
-    "open": 1,
-    "ring": 2,
-    "recalled": 2,
-    "sequence": 2,
-}
-
-
 def state_shardings(state: Any, mesh: jax.sharding.Mesh) -> Any:
   """Returns the sharding of a model state: rows over data and fsdp, heads over
   tensor, as far as these divide them."""
-  rows = math.prod(mesh.shape[name] for name in sharding_lib.ROW_AXES)
 
   def one(path, leaf):
     spec: list[tuple[str, ...] | None] = [None] * leaf.ndim
-    if not states.of_all_rows(path) and leaf.shape[0] % rows == 0:
-      spec[0] = sharding_lib.ROW_AXES
-    names = {getattr(key, "name", None) for key in path}
-    for name in names & set(_HEADS_OF_STATE):
-      axis = _HEADS_OF_STATE[name]
-      if leaf.ndim == 4 and leaf.shape[axis] % mesh.shape["tensor"] == 0:
-        spec[axis] = sharding_lib.HEAD_AXES
+    axes = []
+    if not states.of_all_rows(path):
+      axes.append((0, sharding_lib.ROW_AXES))
+    if (heads := states.heads_axis(path, leaf.ndim)) is not None:
+      axes.append((heads, sharding_lib.HEAD_AXES))
+    for axis, names in axes:
+      if leaf.shape[axis] % math.prod(mesh.shape[name] for name in names) == 0:
+        spec[axis] = names
     return NamedSharding(mesh, P(*spec))
 
   return jax.tree_util.tree_map_with_path(one, state)
+
+
+def constrain_state(state: Any) -> Any:
+  """Returns a traced state with its shardings on the mesh of `jax.set_mesh`."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return state
+  return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh))
 
 
 def bytes_on_device(tree: Any) -> int:

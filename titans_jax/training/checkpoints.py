@@ -209,8 +209,8 @@ class Checkpoints:
         step=saved["step"],
         params=items["params"],
         opt_state=saved["opt_state"],
-        memory=jax.tree.unflatten(
-            jax.tree.structure(like.memory), saved.get("memory", [])
+        model_state=jax.tree.unflatten(
+            jax.tree.structure(like.model_state), saved.get("model_state", [])
         ),
     )
     _check_sums(_checksums(state), meta["checksums"])
@@ -365,8 +365,8 @@ def _check_same_shapes(saved: Any, like: Any, directory) -> None:
 
 def _optimizer_item(state: step_lib.TrainState) -> dict[str, Any]:
   item = {"step": state.step, "opt_state": state.opt_state}
-  if state.memory is not None:
-    item["memory"] = jax.tree.leaves(state.memory)
+  if state.model_state is not None:
+    item["model_state"] = jax.tree.leaves(state.model_state)
   return item
 
 

@@ -44,7 +44,8 @@ class DataConfig:
 
   Attributes:
     source: "builtin" (the documentation that Python carries), a folder of
-      experiments.prepare_data, a file, or a glob of files: text, `.jsonl` (a
+      experiments.prepare_data, a file, a glob of files, or
+      `hf://datasets/OWNER/NAME[@REVISION][/GLOB]` of the hub: text, `.jsonl` (a
       document per line under "text"), `.parquet` (a row's column "text"), or
       `.array_record` (a document per record).
     tokenizer: "byte", or the path of a Hugging Face tokenizer.json.
@@ -55,7 +56,7 @@ class DataConfig:
       gradient (truncated back-propagation through time).
     batch_size: sequences per step, over all processes.
     heldout_fraction: share of the text that is never trained on.
-    max_heldout_sequences: evaluate on no more than these; None: on all.
+    max_heldout_sequences: evaluate on no more packed sequences; None: on all.
     cache_dir: where the tokenised text is kept; None: in the workdir.
   """
 
@@ -162,6 +163,11 @@ class TrainConfig:
     for name in ("keep_every", "profile_at"):
       if getattr(self, name) is not None:
         check_at_least(self, "train", 1, name)
+    if self.keep_every is not None and self.keep_every % self.checkpoint_every:
+      raise ValueError(
+          f"train.keep_every={self.keep_every} must be a multiple of"
+          f" train.checkpoint_every={self.checkpoint_every}: no others are saved."
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +206,19 @@ class RunConfig:
           f"train.accumulation={self.train.accumulation} cannot be had with"
           f" data.segments={self.data.segments}, whose state is that of all rows"
           " of a step: choose a smaller data.batch_size."
+      )
+    if (
+        self.carried_rows
+        and self.model.variant == "transformer"
+        and self.model.window is None
+        and self.data.segments * self.data.sequence_length
+        > self.model.max_length
+    ):
+      raise ValueError(
+          f"data.segments={self.data.segments} times data.sequence_length="
+          f"{self.data.sequence_length} is more than full attention holds"
+          f" (model.max_length={self.model.max_length}): set max_length, or a"
+          " window."
       )
     if self.data.sequence_length % self.model.unit:
       raise ValueError(

@@ -49,7 +49,12 @@ class MetricWriter:
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
 
+  def flush(self) -> None:
+    """Hands what was written to the operating system."""
+    self._board.flush()
+
   def close(self) -> None:
+    """Ends the files; a second call does nothing."""
     self._file.close()
     self._board.close()
 
@@ -58,6 +63,9 @@ class _NoWriter:
   """Of a process that leaves writing to another."""
 
   def write(self, step: int, values: dict[str, float]) -> None:
+    pass
+
+  def flush(self) -> None:
     pass
 
   def close(self) -> None:

@@ -27,14 +27,14 @@ class TrainState(NamedTuple):
     step: optimizer steps made, int32 [].
     params: of the model.
     opt_state: of the optimizer.
-    memory: the model's state behind the last step's tokens, where the next step
-      goes on from it; else None.
+    model_state: the model's state behind the last step's tokens, where the next
+      step goes on from it; else None.
   """
 
   step: Array
   params: Any
   opt_state: Any
-  memory: Any = None
+  model_state: Any = None
 
 
 def init_params(model: language_model.TitansLM, seed: int):
@@ -58,11 +58,11 @@ def init_state(
     carried_rows: rows of the state that is carried from step to step, if it is.
   """
   params = init_params(model, seed)
-  memory = None
+  model_state = None
   if carried_rows is not None:
-    memory = model.init_state({"params": params}, batch_size=carried_rows)
+    model_state = model.init_state({"params": params}, batch_size=carried_rows)
   return TrainState(
-      jnp.zeros((), jnp.int32), params, optimizer.init(params), memory
+      jnp.zeros((), jnp.int32), params, optimizer.init(params), model_state
   )
 
 
@@ -77,10 +77,9 @@ def abstract_state(
   shapes = jax.eval_shape(
       functools.partial(init_state, model, optimizer, 0, carried_rows)
   )
-  memory = shapes.memory
   shardings = parallel.params_shardings(
-      shapes._replace(memory=None), mesh, config
-  )._replace(memory=parallel.state_shardings(memory, mesh))
+      shapes._replace(model_state=None), mesh, config
+  )._replace(model_state=parallel.state_shardings(shapes.model_state, mesh))
   return jax.tree.map(
       lambda x, sharding: jax.ShapeDtypeStruct(
           x.shape, x.dtype, sharding=sharding
@@ -99,8 +98,8 @@ def create_state(
   """Returns a fresh state, made where the arrays of `like` live."""
   shardings = jax.tree.map(lambda x: x.sharding, like)
   rows = None
-  if like.memory is not None:
-    rows = like.memory[0].position.shape[0]
+  if like.model_state is not None:
+    rows = states.num_rows(like.model_state)
   init = functools.partial(init_state, model, optimizer, seed, rows)
   return jax.jit(init, out_shardings=shardings)()
 
@@ -124,22 +123,26 @@ def model_operations(
   )
 
 
-def _loss(params, batch, memory, model, z_loss):
+def _loss(params, batch, model_state, model, z_loss):
+  """Returns the loss, metrics and, if a state came in, the one behind."""
   variables = {"params": params}
-  if memory is not None:
+  carried = None
+  if model_state is not None:
     fresh = model.init_state(variables, batch_size=1)
-    memory = states.carry(memory, fresh)
-  loss, metrics, memory = model.apply(
+    carried = states.carry(model_state, fresh)
+  loss, metrics, behind = model.apply(
       variables,
       batch["tokens"],
       batch["targets"],
-      memory,
+      carried,
       mask=batch["mask"],
       document_ids=batch["document_ids"],
       z_loss=z_loss,
       method="loss",
   )
-  return loss, (metrics, memory)
+  if model_state is None:
+    behind = None  # What is returned is kept in memory.
+  return loss, (metrics, behind)
 
 
 def train_step(
@@ -169,11 +172,13 @@ def train_step(
   grad_fn = jax.value_and_grad(
       functools.partial(_loss, model=model, z_loss=z_loss), has_aux=True
   )
-  memory = None
+  model_state = None
   if accumulation == 1:
-    (_, (metrics, memory)), grads = grad_fn(state.params, batch, state.memory)
+    (_, (metrics, model_state)), grads = grad_fn(
+        state.params, batch, state.model_state
+    )
   else:
-    if state.memory is not None:
+    if state.model_state is not None:
       raise ValueError("Microbatches cannot go on from a state of all rows.")
     grads, metrics = _accumulated(grad_fn, state.params, batch, accumulation)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -184,9 +189,7 @@ def train_step(
       "param_norm": optax.tree.norm(params),
   }
   del metrics["cross_entropy"]
-  if state.memory is None:
-    memory = None  # the next step's rows have nothing to do with these
-  return TrainState(state.step + 1, params, opt_state, memory), metrics
+  return TrainState(state.step + 1, params, opt_state, model_state), metrics
 
 
 def jit_train_step(
@@ -257,23 +260,36 @@ def _accumulated(grad_fn, params, batch, accumulation):
   return grads, metrics | {"num_tokens": count}
 
 
-def eval_step(
-    params,
-    batch: dict[str, Array],
-    memory: Any = None,
-    *,
-    model: language_model.TitansLM,
-) -> tuple[dict[str, Array], Any]:
-  """Returns sums over a batch's scored tokens, and the model's state behind them.
+def fresh_model_state(model: language_model.TitansLM, params: Any, rows: int):
+  """Returns the state of rows that have read nothing, made where it belongs on
+  the mesh of `jax.set_mesh`."""
 
-  The sums are `nats` (of -log p), `correct` (most likely tokens) and
-  `num_tokens`.
+  def make(params):
+    return model.init_state({"params": params}, batch_size=rows)
+
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    return jax.jit(make)(params)
+  shardings = parallel.state_shardings(jax.eval_shape(make, params), mesh)
+  return jax.jit(make, out_shardings=shardings)(params)
+
+
+def jit_eval_step(model: language_model.TitansLM):
+  """Returns (params, batch, model_state or None) -> (sums, model_state).
+
+  The sums are over a batch's scored tokens: `nats` (of -log p), `correct` (most
+  likely tokens) and `num_tokens`. The state is the one behind the batch where
+  one came in (it is donated), else None.
   """
-  _, (metrics, memory) = _loss(params, batch, memory, model, 0.0)
-  count = metrics["num_tokens"]
-  sums = {
-      "nats": metrics["cross_entropy"] * count,
-      "correct": metrics["accuracy"] * count,
-      "num_tokens": count,
-  }
-  return sums, memory
+
+  def eval_step(params, batch, model_state):
+    _, (metrics, behind) = _loss(params, batch, model_state, model, 0.0)
+    count = metrics["num_tokens"]
+    sums = {
+        "nats": metrics["cross_entropy"] * count,
+        "correct": metrics["accuracy"] * count,
+        "num_tokens": count,
+    }
+    return sums, parallel.constrain_state(behind)
+
+  return jax.jit(eval_step, donate_argnums=2)

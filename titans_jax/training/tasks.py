@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import os
@@ -88,14 +87,8 @@ class TextTask:
     self._batch_size = batch_size
     self._seed = seed
     self._segments = segments
-    self._eval_step = jax.jit(
-        functools.partial(step_lib.eval_step, model=model)
-    )
-    self._fresh = jax.jit(
-        lambda params: model.init_state(
-            {"params": params}, batch_size=batch_size
-        )
-    )
+    self._model = model
+    self._eval_step = step_lib.jit_eval_step(model)
 
   def batches(self, first_step: int) -> Iterator[Batch]:
     index, count = parallel.row_group(self._batch_size)
@@ -137,12 +130,14 @@ class TextTask:
         process_index=index,
         process_count=count,
     ):
-      memory = None if self._segments == 1 else self._fresh(params)
+      state = None
+      if self._segments > 1:
+        state = step_lib.fresh_model_state(
+            self._model, params, self._batch_size
+        )
       for segment in self._cut(batch):
         segment = parallel.place(segment, self._batch_size)
-        sums, behind = self._eval_step(params, segment, memory)
-        if memory is not None:
-          memory = behind
+        sums, state = self._eval_step(params, segment, state)
         sums = jax.device_get(sums)
         nats += float(sums["nats"])
         tokens += float(sums["num_tokens"])

@@ -143,6 +143,8 @@ def train(
           f" {checkpoints.last_good()}. The same command goes on from there,"
           " with any number of processes."
       ) from error
+    finally:
+      loop.close()
 
 
 class _Loop:
@@ -207,8 +209,6 @@ class _Loop:
       self.pending = (step, metrics)
     self._end_profile()
     self.checkpoints.wait()
-    self.writer.close()
-    self.progress.close()
     if done:
       if self.evaluation is None:  # resumed behind the last step
         self.evaluation = self.task.evaluate(self.state.params)
@@ -219,8 +219,18 @@ class _Loop:
           f"Stopped by SIGTERM at step {step}; {self.checkpoints.last_good()}."
           " The same command goes on from there."
       )
-    self.folder.push()
     return Result(self.state.params, self.evaluation, done)
+
+  def close(self) -> None:
+    """Ends the files; what was written is kept, however the run ended."""
+    self.writer.close()
+    self.progress.close()
+    self._push()
+
+  def _push(self) -> None:
+    if distributed.is_main():
+      self.writer.flush()
+      self.folder.push()
 
   def _compile(self, batch):
     start = time.perf_counter()
@@ -251,7 +261,7 @@ class _Loop:
       self._finish_step()  # All that was dispatched is in it.
       jax.profiler.stop_trace()
       self.profiling = False
-      self.folder.push()
+      self._push()
       distributed.say(f"Profile: {self.folder.workdir / 'profile'}")
 
   def _finish_step(self) -> None:
@@ -262,7 +272,10 @@ class _Loop:
     row = metrics_lib.flatten(jax.device_get(metrics))
     tokens = int(row.pop("num_tokens"))
     # The loss is that of the parameters before the step, their norm behind it.
-    for name in ("loss", "grad_norm", "param_norm"):
+    watched = ["loss", "grad_norm", "param_norm"]
+    if self.run.carried_rows:  # the next step goes on with the memory
+      watched += [name for name in row if "_norm/layer_" in name]
+    for name in watched:
       if not math.isfinite(row[name]):
         self._stop_non_finite(name, step, row)
     row["learning_rate"] = float(self.schedule(step - 1))
@@ -277,7 +290,6 @@ class _Loop:
       self, name: str, step: int, row: dict[str, float]
   ) -> None:
     self.writer.write(step, row)
-    self.folder.push()
     gauges = ", ".join(
         f"{name.removeprefix('memory/')}={value:.4g}"
         for name, value in row.items()
@@ -303,7 +315,7 @@ class _Loop:
         "fingerprint": self.task.fingerprint,
     }
     self.checkpoints.save(self.state, data, self.run.to_dict())
-    self.folder.push()
+    self._push()
 
 
 class _Progress:
@@ -442,7 +454,7 @@ def _devices_line(mesh: jax.sharding.Mesh, like: step_lib.TrainState) -> str:
   axes = " x ".join(f"{name}={size}" for name, size in mesh.shape.items())
   return (
       f"{mesh.size} x {mesh.devices.flat[0].device_kind} as {axes}:"
-      f" {of_device / 2**20:,.1f} MiB of parameters and optimizer state on each."
+      f" {of_device / 2**20:,.1f} MiB of training state on each."
   )
 
 
