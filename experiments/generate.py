@@ -20,10 +20,10 @@ import numpy as np
 
 from titans_jax import data
 from titans_jax import inference
-from titans_jax.models import language_model
+from titans_jax.models import states
 from titans_jax.training import checkpoints
-from titans_jax.training import config
 
+from . import _checkpoint
 from . import _flags
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -40,6 +40,11 @@ _TOP_K = flags.DEFINE_integer("top_k", None, "Keeps the k likeliest tokens.")
 _TOP_P = flags.DEFINE_float(
     "top_p", None, "Keeps the likeliest tokens of total probability p."
 )
+_LOAD_STATE = flags.DEFINE_string(
+    "load_state",
+    None,
+    "State of experiments.stream, behind whose text the prompts stand.",
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
 
 
@@ -47,20 +52,23 @@ def main(argv) -> None:
   _flags.start(argv)
   with _flags.clean_errors(checkpoints.CheckpointError):
     texts = _read_prompts()
-    manager = checkpoints.open_checkpoints(_CHECKPOINT.value)
-    params, run, step = manager.restore_params(_STEP.value)
-    manager.close()
-    print(f"Checkpoint of step {step}.", file=sys.stderr)
-    if "tokenizer" not in run["data"]:
-      raise ValueError(
-          f"--checkpoint={_CHECKPOINT.value} is no run of experiments.pretrain:"
-          " its model was not trained on text."
-      )
+    model, variables, run = _checkpoint.load(_CHECKPOINT.value, _STEP.value)
     tokenizer = data.make_tokenizer(run["data"]["tokenizer"])
+    state, start = None, [tokenizer.document_token]
+    if _LOAD_STATE.value is not None:
+      start = []  # The prompts go on with what the state has read.
+      state = inference.load_state(_LOAD_STATE.value, model, variables)
+      if (count := states.num_rows(state)) != 1:
+        raise ValueError(
+            f"--load_state={_LOAD_STATE.value} holds {count} rows, not one."
+        )
+      state = states.select_rows(state, [0] * len(texts))
     prompts = [
-        np.concatenate([[tokenizer.document_token], tokenizer.encode(text)])
+        np.concatenate([np.array(start, np.int32), tokenizer.encode(text)])
         for text in texts
     ]
+    if not all(map(len, prompts)):
+      raise ValueError("A prompt is empty: the state goes on with its tokens.")
     lengths = np.array([len(prompt) for prompt in prompts])
     padded = np.zeros((len(prompts), lengths.max()), np.int32)
     for row, prompt in zip(padded, prompts):
@@ -73,9 +81,8 @@ def main(argv) -> None:
         "top_k": _TOP_K.value,
         "top_p": _TOP_P.value,
         "stop_token": tokenizer.document_token,
+        "state": state,
     }
-    model = language_model.TitansLM(config.make_model_config(run["model"]))
-    variables = {"params": params}
     if len(texts) == 1:
       _write(texts[0])
       new = inference.stream(model, variables, jnp.asarray(padded), **arguments)

@@ -29,6 +29,7 @@ from pallas_kernels import tuning
 from titans_jax import parallel
 from titans_jax.data import files
 from titans_jax.models import language_model
+from titans_jax.models import states
 from titans_jax.parallel import chips
 from titans_jax.training import config as config_lib
 from titans_jax.training import optimizer as optimizer_lib
@@ -226,7 +227,7 @@ def _state_bytes(model, params) -> int:
   state = jax.eval_shape(
       lambda p: model.init_state({"params": p}, batch_size=1), shapes
   )
-  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+  return states.size_in_bytes(state)
 
 
 def _largest_buffers(message: str) -> list[str]:

@@ -5,17 +5,29 @@
 from titans_jax import memory
 from titans_jax.inference.generation import generate
 from titans_jax.inference.generation import stream
+from titans_jax.inference.saved_states import load_state
+from titans_jax.inference.saved_states import save_state
 from titans_jax.layers.neural_memory import NeuralMemory
 from titans_jax.models import presets
 from titans_jax.models.config import TitansConfig
 from titans_jax.models.language_model import TitansLM
+from titans_jax.models.states import merge_rows
+from titans_jax.models.states import reset_rows
+from titans_jax.models.states import select_rows
+from titans_jax.models.states import size_in_bytes
 
 __all__ = (
     "NeuralMemory",
     "TitansConfig",
     "TitansLM",
     "generate",
+    "load_state",
     "memory",
+    "merge_rows",
     "presets",
+    "reset_rows",
+    "save_state",
+    "select_rows",
+    "size_in_bytes",
     "stream",
 )

@@ -4,5 +4,7 @@
 
 from titans_jax.inference.generation import generate
 from titans_jax.inference.generation import stream
+from titans_jax.inference.saved_states import load_state
+from titans_jax.inference.saved_states import save_state
 
-__all__ = ("generate", "stream")
+__all__ = ("generate", "load_state", "save_state", "stream")

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from absl import logging
 from etils import epath
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from titans_jax.data import files
+from titans_jax.models import checksums
 from titans_jax.models import language_model
 from titans_jax.parallel import distributed
 from titans_jax.training import config as config_lib
@@ -376,32 +376,10 @@ def _params(run: dict[str, Any]):
 
 
 def _checksums(state) -> dict[str, int]:
-  """Returns a sum over the bits of every leaf, made where the leaf lives.
-
-  The storage format would not notice a flipped bit.
-  """
+  # The storage format would not notice a flipped bit.
   if isinstance(state, step_lib.TrainState):
     state = state._asdict()
-  leaves = jax.tree_util.tree_leaves_with_path(state)
-  sums = jax.device_get(_bit_sums([leaf for _, leaf in leaves]))
-  return {
-      jax.tree_util.keystr(path): int(value)
-      for (path, _), value in zip(leaves, sums)
-  }
-
-
-@jax.jit
-def _bit_sums(leaves):
-  # One program: several at once would wait for each other's collectives.
-
-  def bit_sum(x):
-    if x.dtype == bool:
-      x = x.astype(jnp.uint8)
-    unsigned = jnp.dtype(f"uint{8 * min(x.dtype.itemsize, 4)}")
-    words = jax.lax.bitcast_convert_type(x, unsigned)
-    return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
-
-  return [bit_sum(x) for x in leaves]
+  return checksums.checksums(state)
 
 
 def _check_sums(found: dict[str, int], saved: dict[str, int]) -> None:
