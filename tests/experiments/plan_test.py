@@ -162,7 +162,8 @@ class CommandTest(parameterized.TestCase):
           "read_data",
           f"--plan={workdir}/plan.json",
           f"--config.data.source={text}",
-          "--config.data.sequence_length=512",
+          "--config.data.sequence_length=1024",
+          "--config.data.batch_size=4",
           "--seconds=0.5",
       )
       self.assertEqual(process.returncode, 0, process.stderr)

@@ -78,7 +78,7 @@ class KernelTest(parameterized.TestCase):
         gradients(inputs, "pallas"), gradients(inputs, "xla"), 1e-5
     )
 
-  @parameterized.parameters(3, 4)
+  @parameterized.parameters(4)
   def test_deep_networks(self, depth):
     net = memory.MLP(depth=depth, expansion=2)
     inputs = testing.make_inputs(net, length=8, dtype=jnp.float32)

@@ -52,6 +52,11 @@ class RunConfigTest(parameterized.TestCase):
   @parameterized.parameters(
       (config.DataConfig, {"batch_size": 0}, "data.batch_size"),
       (config.DataConfig, {"heldout_fraction": 1.5}, "heldout_fraction"),
+      (
+          config.DataConfig,
+          {"max_heldout_sequences": 0},
+          "max_heldout_sequences",
+      ),
       (config.OptimizerConfig, {"learning_rate": 0.0}, "learning_rate"),
       (config.OptimizerConfig, {"warmup_steps": -1}, "warmup_steps"),
       (config.TrainConfig, {"num_steps": 0}, "train.num_steps"),
@@ -63,6 +68,8 @@ class RunConfigTest(parameterized.TestCase):
 
   def test_sections_must_fit(self):
     model = presets.tiny(variant="mac")
+    with self.assertRaisesRegex(ValueError, "seed must be at least 0"):
+      config.RunConfig(model, seed=-1)
     with self.assertRaisesRegex(ValueError, "=24 is not a multiple of 16"):
       config.RunConfig(model, config.DataConfig(sequence_length=24))
     with self.assertRaisesRegex(ValueError, "batch_size=8 is not a multiple"):
