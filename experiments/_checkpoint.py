@@ -8,7 +8,9 @@ import contextlib
 import sys
 from typing import Any
 
+from titans_jax import inference
 from titans_jax.models import language_model
+from titans_jax.models import states
 from titans_jax.training import checkpoints
 from titans_jax.training import config
 
@@ -36,3 +38,17 @@ def load(
     )
   model = language_model.TitansLM(config.make_model_config(run["model"]))
   return model, {"params": params}, run
+
+
+def load_state(
+    path: str, model: language_model.TitansLM, variables: Any
+) -> language_model.State:
+  """Returns the state of --load_state, of one row.
+
+  Raises:
+    ValueError: as `inference.load_state`, or a state of several rows.
+  """
+  state = inference.load_state(path, model, variables)
+  if (rows := states.num_rows(state)) != 1:
+    raise ValueError(f"--load_state={path} holds {rows} rows, not one.")
+  return state

@@ -57,11 +57,7 @@ def main(argv) -> None:
     state, start = None, [tokenizer.document_token]
     if _LOAD_STATE.value is not None:
       start = []  # The prompts go on with what the state has read.
-      state = inference.load_state(_LOAD_STATE.value, model, variables)
-      if (count := states.num_rows(state)) != 1:
-        raise ValueError(
-            f"--load_state={_LOAD_STATE.value} holds {count} rows, not one."
-        )
+      state = _checkpoint.load_state(_LOAD_STATE.value, model, variables)
       state = states.select_rows(state, [0] * len(texts))
     prompts = [
         np.concatenate([np.array(start, np.int32), tokenizer.encode(text)])

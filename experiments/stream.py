@@ -100,11 +100,7 @@ class _Reader:
     if _LOAD_STATE.value is None:
       self._state = model.init_state(variables, batch_size=1)
     else:
-      self._state = inference.load_state(_LOAD_STATE.value, model, variables)
-      if (rows := states.num_rows(self._state)) != 1:
-        raise ValueError(
-            f"--load_state={_LOAD_STATE.value} holds {rows} rows, not one."
-        )
+      self._state = _checkpoint.load_state(_LOAD_STATE.value, model, variables)
     self._waiting = np.zeros(0, np.int32)
     self.tokens = 0
     self._nats = self._scored = 0.0

@@ -260,18 +260,12 @@ def _accumulated(grad_fn, params, batch, accumulation):
   return grads, metrics | {"num_tokens": count}
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def fresh_model_state(model: language_model.TitansLM, params: Any, rows: int):
   """Returns the state of rows that have read nothing, made where it belongs on
   the mesh of `jax.set_mesh`."""
-
-  def make(params):
-    return model.init_state({"params": params}, batch_size=rows)
-
-  mesh = jax.sharding.get_mesh()
-  if mesh.empty:
-    return jax.jit(make)(params)
-  shardings = parallel.state_shardings(jax.eval_shape(make, params), mesh)
-  return jax.jit(make, out_shardings=shardings)(params)
+  state = model.init_state({"params": params}, batch_size=rows)
+  return parallel.constrain_state(state)
 
 
 def jit_eval_step(model: language_model.TitansLM):
