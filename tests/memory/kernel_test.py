@@ -78,9 +78,8 @@ class KernelTest(parameterized.TestCase):
         gradients(inputs, "pallas"), gradients(inputs, "xla"), 1e-5
     )
 
-  @parameterized.parameters(4)
-  def test_deep_networks(self, depth):
-    net = memory.MLP(depth=depth, expansion=2)
+  def test_deep_networks(self):
+    net = memory.MLP(depth=4, expansion=2)
     inputs = testing.make_inputs(net, length=8, dtype=jnp.float32)
     # Gentle writes: what a deep network makes of a difference in rounding grows
     # with them.
