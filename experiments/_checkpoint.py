@@ -17,8 +17,9 @@ from titans_jax.training import config
 
 def load(
     path: str, step: int | None
-) -> tuple[language_model.TitansLM, Any, dict[str, Any]]:
-  """Returns a checkpoint's model, its variables, and its run's configuration.
+) -> tuple[language_model.TitansLM, Any, dict[str, Any], int]:
+  """Returns a checkpoint's model, its variables, its run's configuration, and
+  its step.
 
   Args:
     path: workdir of a run of experiments.pretrain.
@@ -37,7 +38,7 @@ def load(
         " not trained on text."
     )
   model = language_model.TitansLM(config.make_model_config(run["model"]))
-  return model, {"params": params}, run
+  return model, {"params": params}, run, step
 
 
 def load_state(

@@ -52,7 +52,7 @@ def main(argv) -> None:
   _flags.start(argv)
   with _flags.clean_errors(checkpoints.CheckpointError):
     texts = _read_prompts()
-    model, variables, run = _checkpoint.load(_CHECKPOINT.value, _STEP.value)
+    model, variables, run, _ = _checkpoint.load(_CHECKPOINT.value, _STEP.value)
     tokenizer = data.make_tokenizer(run["data"]["tokenizer"])
     state, start = None, [tokenizer.document_token]
     if _LOAD_STATE.value is not None:

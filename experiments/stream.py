@@ -79,7 +79,7 @@ def main(argv) -> None:
       _flags.clean_errors(checkpoints.CheckpointError, FloatingPointError),
       _open(_INPUT.value) as source,
   ):
-    model, variables, run = _checkpoint.load(_CHECKPOINT.value, _STEP.value)
+    model, variables, run, _ = _checkpoint.load(_CHECKPOINT.value, _STEP.value)
     tokenizer = data.make_tokenizer(run["data"]["tokenizer"])
     reader = _Reader(model, variables)
     with _stopping() as stop, reader.saving():

@@ -216,6 +216,18 @@ class Checkpoints:
     _check_sums(_checksums(state), meta["checksums"])
     return Restored(state, meta["data"])
 
+  def run(self) -> dict[str, Any]:
+    """Returns the configuration of the run that saved the newest checkpoint.
+
+    Raises:
+      CheckpointError: none can be read.
+    """
+    for step in self._steps():
+      if (meta := self._meta_or_none(step)) is not None:
+        config_lib.check_version(meta["run"])
+        return meta["run"]
+    raise CheckpointError(f"No checkpoint in {self.directory} can be read.")
+
   def restore_params(
       self, step: int | None = None, like: Any = None
   ) -> tuple[Any, dict[str, Any], int]:

@@ -1,0 +1,66 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The paper's numbers, to stand beside ours. Its models are far larger."""
+
+# Table 2, accuracy in percent: the tasks' columns are 2K, 4K, 8K and 16K tokens.
+# Word needles at 16K were not given for two of the baselines.
+NEEDLE_LENGTHS = (2048, 4096, 8192, 16384)
+NEEDLES = {
+    "TTT": {
+        "passkey": (98.4, 98.8, 98.0, 88.4),
+        "number": (60.2, 36.6, 10.2, 4.4),
+        "word": (78.8, 28.0, 4.4, 0.0),
+    },
+    "Mamba2": {
+        "passkey": (98.6, 61.4, 31.0, 5.4),
+        "number": (98.4, 55.8, 14.2, 0.0),
+        "word": (42.2, 4.2, 0.0, 0.0),
+    },
+    "DeltaNet": {
+        "passkey": (96.8, 98.8, 98.6, 71.4),
+        "number": (47.2, 15.4, 12.8, 5.4),
+        "word": (46.2, 20.0, 1.6, 0.0),
+    },
+    "Titans (LMM)": {
+        "passkey": (99.8, 98.4, 98.2, 96.2),
+        "number": (100.0, 99.8, 93.4, 80.2),
+        "word": (90.4, 89.4, 85.8, 80.6),
+    },
+    "Titans (MAC)": {
+        "passkey": (99.2, 98.8, 99.0, 98.4),
+        "number": (99.6, 98.2, 97.6, 97.4),
+        "word": (98.2, 98.2, 95.6, 95.2),
+    },
+    "Titans (MAG)": {
+        "passkey": (99.4, 98.0, 97.4, 97.4),
+        "number": (99.2, 98.8, 97.2, 98.6),
+        "word": (98.0, 98.0, 90.2, 88.2),
+    },
+    "Titans (MAL)": {
+        "passkey": (98.8, 98.6, 98.8, 97.8),
+        "number": (99.8, 98.1, 96.8, 96.4),
+        "word": (98.0, 97.4, 92.0, 90.4),
+    },
+}
+
+# Figure 6, read from the plot: accuracy in percent over BABILong's tasks, at 1K,
+# 2K, 4K, ... 128K tokens, 512K, 1M and 10M; a short row ends where the curve does.
+BABI_LENGTHS = tuple(1000 * 2**i for i in range(8)) + (
+    512_000,
+    1_000_000,
+    10_000_000,
+)
+BABI_FINE_TUNED = {
+    "Titans (MAC)": (99, 99, 99, 98, 99, 99, 97, 98, 95, 94, 69),
+    "Mamba": (99, 99, 99, 99, 99, 98, 96, 92),
+    "RMT": (97, 95, 92, 90, 86, 78, 70, 59, 46, 43, 34),
+    "GPT-4 (not fine-tuned)": (81, 77, 74, 71, 64, 53, 43, 36),
+}
+BABI_FEW_SHOT = {
+    "Titans (MAC)": (76, 76, 74, 73, 71, 70, 66, 64, 61, 53),
+    "GPT-4": (81, 77, 74, 71, 64, 53, 43, 36),
+    "Llama3.1-8B": (68, 66, 66, 62, 60, 56, 49, 39),
+    "RecurrentGemma-9B": (59, 57, 21, 14, 8),
+    "RWKV-6-7B": (55, 48, 35, 7),
+    "Mamba-2.8B": (52, 35, 9, 0),
+}

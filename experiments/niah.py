@@ -1,0 +1,190 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A needle in a haystack (S-NIAH of RULER), far beyond the training length.
+
+    python -m experiments.niah --workdir=runs/niah --haystack=essays.txt
+    python -m experiments.niah --workdir=runs/niah --haystack=essays.txt \
+        --checkpoint=runs/mine
+
+Trains --variants on needles in other text, or takes the model of --checkpoint,
+or trains that of --init_from further, and asks for needles at every length and
+depth. Writes results.json and niah.png into the workdir, and the table, beside
+the paper's. A run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+
+from absl import app
+from absl import flags
+import numpy as np
+
+from titans_jax.evaluation import needles
+from titans_jax.training import checkpoints
+from titans_jax.training import trainer
+
+from . import _asking
+from . import _flags
+from . import _paper
+
+_TASKS = flags.DEFINE_list(
+    "tasks", "passkey,number,word", f"Of {', '.join(needles.TASKS)}."
+)
+_HAYSTACK = flags.DEFINE_string(
+    "haystack",
+    "builtin",
+    "Text that hides the needles to measure with, as data.source.",
+)
+_DEPTHS = flags.DEFINE_integer(
+    "depths",
+    5,
+    "Places for the needle, from the beginning to the question.",
+    lower_bound=1,
+)
+_CONFIG = _flags.define_config("niah.py")
+
+# The lengths to measure at, as multiples of the training's.
+_MULTIPLES = (1, 2, 4, 8, 16)
+
+
+def main(argv) -> None:
+  _flags.start(argv)
+  with _flags.clean_errors(
+      checkpoints.CheckpointError, trainer.NonFiniteLossError
+  ):
+    _asking.check_flags()
+    needles.check_tasks(_TASKS.value, "--tasks")
+    workdir = _flags.local_folder("workdir", _asking.WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "haystack": _HAYSTACK.value,
+        "samples": 5 if _asking.SMOKE.value else _asking.SAMPLES.value,
+        "depths": _DEPTHS.value,
+        "max_new_tokens": _asking.MAX_NEW_TOKENS.value,
+        "eval_seed": _asking.SEED.value,
+    }
+    paper = {"lengths": _paper.NEEDLE_LENGTHS, "accuracy": _paper.NEEDLES}
+    results = _asking.Results(workdir, settings, paper)
+    for subject in _asking.subjects(
+        _CONFIG.value, needles.NeedleData, needles.make_task, workdir
+    ):
+      if subject is None:
+        return  # stopped by SIGTERM
+      _measure(subject, results, settings, workdir)
+  print(_table(results.models))
+  print(f"\nResults: {workdir}/results.json, {workdir}/niah.png")
+
+
+def _measure(subject, results, settings, workdir) -> None:
+  """Asks a model for needles at every task and length not done yet."""
+  makes = needles.Needles(_HAYSTACK.value, subject.tokenizer)
+  accuracy = results.of(subject)
+  multiples = _MULTIPLES[:2] if _asking.SMOKE.value else _MULTIPLES
+  lengths = _asking.lengths(subject, multiples)
+  makes.check(_TASKS.value, lengths[0], "--lengths")
+  depths = settings["depths"]
+  for task in _TASKS.value:
+    done = accuracy.setdefault(task, {})
+    for length in lengths:
+      if str(length) in done:
+        continue
+      # Every depth as often, but for a rest.
+      asked = [
+          functools.partial(
+              makes.draw,
+              task,
+              length,
+              i % depths / max(depths - 1, 1),
+              _asking.rng(list(needles.TASKS).index(task), length, i),
+          )
+          for i in range(settings["samples"])
+      ]
+      found = _asking.ask(subject, asked)
+      right = np.array([needles.is_right(*pair) for pair in found], float)
+      done[str(length)] = [right[i::depths].mean() for i in range(depths)]
+      print(
+          f"{subject.name}, {task} at {length:,} tokens: {right.mean():.3f}",
+          flush=True,
+      )
+      results.write()
+      _plot(results.models, workdir / "niah.png")
+
+
+def _plot(models, path: pathlib.Path) -> None:
+  """Draws accuracy by length and depth, for every model and task."""
+  pyplot = _asking.pyplot()
+  tasks = [
+      t
+      for t in needles.TASKS
+      if any(m["accuracy"].get(t) for m in models.values())
+  ]
+  figure, plots = pyplot.subplots(
+      len(models),
+      len(tasks),
+      figsize=(1 + 3.2 * len(tasks), 0.8 + 2.4 * len(models)),
+      squeeze=False,
+      layout="constrained",
+  )
+  image = None
+  for row, (name, model) in zip(plots, models.items()):
+    for axes, task in zip(row, tasks):
+      found = model["accuracy"].get(task, {})
+      axes.set_title(f"{name}: {task}")
+      if not found:
+        axes.set_axis_off()
+        continue
+      cells = np.array([found[n] for n in sorted(found, key=int)]).T
+      image = axes.imshow(
+          cells, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto", origin="upper"
+      )
+      axes.set_xticks(
+          range(len(found)), [f"{int(n):,}" for n in sorted(found, key=int)]
+      )
+      depths = len(cells)
+      axes.set_yticks(
+          range(depths),
+          [f"{i / max(depths - 1, 1):.0%}" for i in range(depths)],
+      )
+      axes.set_xlabel("tokens")
+      axes.set_ylabel("depth")
+  figure.colorbar(image, ax=plots, label="accuracy", shrink=0.8)
+  figure.savefig(path, dpi=120)
+  pyplot.close(figure)
+
+
+def _table(models) -> str:
+  """Returns our accuracies over all depths, and the paper's."""
+  lines = ["\nAccuracy by length in tokens, over all depths:"]
+  for task in needles.TASKS:
+    for name, model in models.items():
+      found = model["accuracy"].get(task, {})
+      if found:
+        cells = "".join(
+            f"  {int(n):>7,}: {np.mean(found[n]):.3f}"
+            for n in sorted(found, key=int)
+        )
+        lines.append(
+            f"{task:<8} {name:<14}{cells}   (trained to"
+            f" {model['trained_length']:,}; attention and convolutions relay"
+            f" {model['reach']:,})"
+        )
+  lines.append("\nThe paper's Table 2 (percent, far larger models):")
+  for name, tasks in _paper.NEEDLES.items():
+    lines.append(
+        f"{name:<14}"
+        + "   ".join(
+            f"{task} "
+            + " ".join(
+                f"{length // 1024}K {value:.1f}"
+                for length, value in zip(_paper.NEEDLE_LENGTHS, values)
+            )
+            for task, values in tasks.items()
+        )
+    )
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  app.run(main)
