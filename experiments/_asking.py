@@ -122,10 +122,12 @@ def subjects(
     workdir: holds a run for every variant.
   """
   if CHECKPOINT.value is not None:
-    model, variables, run, step = _checkpoint.load(CHECKPOINT.value, STEP.value)
-    tokenizer = data_lib.make_tokenizer(run["data"]["tokenizer"])
+    model, variables, saved, step = _checkpoint.load(
+        CHECKPOINT.value, STEP.value
+    )
+    tokenizer = data_lib.make_tokenizer(saved["data"]["tokenizer"])
     name = pathlib.Path(CHECKPOINT.value).resolve().name
-    length = run["data"]["sequence_length"] * run["data"].get("segments", 1)
+    length = saved["data"]["sequence_length"] * saved["data"].get("segments", 1)
     yield Subject(name, model, variables, tokenizer, step, length)
     return
   names = VARIANTS.value
@@ -254,13 +256,3 @@ def ask(
 def rng(*stream: int) -> np.random.Generator:
   """Returns what an example is drawn from: the same for every model."""
   return np.random.default_rng((SEED.value, *stream))
-
-
-def pyplot():
-  """Returns matplotlib's pyplot, for files."""
-  import matplotlib  # pylint: disable=g-import-not-at-top
-
-  matplotlib.use("Agg")
-  from matplotlib import pyplot as module  # pylint: disable=g-import-not-at-top
-
-  return module

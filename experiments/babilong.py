@@ -24,6 +24,7 @@ import numpy as np
 
 from titans_jax.evaluation import babi
 from titans_jax.training import checkpoints
+from titans_jax.training import metrics
 from titans_jax.training import trainer
 
 from . import _asking
@@ -129,7 +130,7 @@ def _measure(subject, stories, shots, results, settings, workdir) -> None:
 
 def _plot(models, path: pathlib.Path) -> None:
   """Draws accuracy over length, ours and the paper's."""
-  pyplot = _asking.pyplot()
+  pyplot = metrics.make_pyplot()
   figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
   for name, model in models.items():
     lengths = sorted(map(int, model["accuracy"]))

@@ -23,6 +23,7 @@ import numpy as np
 
 from titans_jax.evaluation import needles
 from titans_jax.training import checkpoints
+from titans_jax.training import metrics
 from titans_jax.training import trainer
 
 from . import _asking
@@ -114,7 +115,7 @@ def _measure(subject, results, settings, workdir) -> None:
 
 def _plot(models, path: pathlib.Path) -> None:
   """Draws accuracy by length and depth, for every model and task."""
-  pyplot = _asking.pyplot()
+  pyplot = metrics.make_pyplot()
   tasks = [
       t
       for t in needles.TASKS

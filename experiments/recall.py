@@ -20,6 +20,7 @@ from titans_jax.evaluation import recall
 from titans_jax.models import config as model_config
 from titans_jax.models import language_model
 from titans_jax.training import checkpoints
+from titans_jax.training import metrics
 from titans_jax.training import overlay
 from titans_jax.training import trainer
 
@@ -115,11 +116,7 @@ def _run(variant: str, workdir: pathlib.Path) -> dict | None:
 def _write(results: dict, workdir: pathlib.Path) -> None:
   """Writes results.json and the plot of what is done so far."""
   files.replace(workdir / "results.json", json.dumps(results, indent=2))
-  import matplotlib  # pylint: disable=g-import-not-at-top
-
-  matplotlib.use("Agg")
-  from matplotlib import pyplot  # pylint: disable=g-import-not-at-top
-
+  pyplot = metrics.make_pyplot()
   figure, plots = pyplot.subplots(
       1, 2, figsize=(9, 3.8), sharey=True, layout="constrained"
   )

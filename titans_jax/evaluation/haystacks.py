@@ -88,7 +88,8 @@ class Haystack:
     if len(text) < room:
       repeats = -(-(first + room) // len(self._tokens))
       text = np.tile(self._tokens, repeats)[first : first + room]
-    parts, done = [], 0
+    parts: list[np.ndarray] = []
+    done = 0
     for needle, depth in zip(needles, depths):
       place = max(done, self._boundary(first, room, depth))
       parts += [text[done:place], needle]
@@ -101,10 +102,10 @@ class Haystack:
     wanted = first + depth * room
     around, within = divmod(wanted, size)
     i = np.searchsorted(self._starts, within)
-    before = self._starts[max(i - 1, 0)]
-    after = self._starts[i] if i < len(self._starts) else size
+    before = int(self._starts[max(i - 1, 0)])
+    after = int(self._starts[i]) if i < len(self._starts) else size
     place = before if within - before < after - within else after
-    return int(np.clip(around * size + place - first, 0, room))
+    return min(max(int(around) * size + place - first, 0), room)
 
 
 def read(source: str, tokenizer: tokenizers.Tokenizer) -> Haystack:

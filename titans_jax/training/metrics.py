@@ -95,13 +95,19 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   return rows
 
 
-def plot_learning_curve(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  """Draws `learning_curve.png` from a workdir's metrics and returns its path."""
+def make_pyplot():
+  """Returns matplotlib's pyplot, set to write files: nothing is shown."""
   import matplotlib  # pylint: disable=g-import-not-at-top
 
   matplotlib.use("Agg")
   from matplotlib import pyplot  # pylint: disable=g-import-not-at-top
 
+  return pyplot
+
+
+def plot_learning_curve(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """Draws `learning_curve.png` from a workdir's metrics and returns its path."""
+  pyplot = make_pyplot()
   rows = read_metrics(workdir)
   figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
   for name, label, style in (

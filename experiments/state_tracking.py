@@ -1,0 +1,164 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""State tracking beyond the training length: parity, arithmetic, and S5.
+
+    python -m experiments.state_tracking --workdir=runs/state_tracking
+
+Trains every model on every word problem with the same budget, at lengths up to
+the training's, and measures far beyond. "linear" is the memory alone with one
+layer and without momentum, "transformer" Transformer++ with full attention.
+Writes results.json and state_tracking.png. A run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+from absl import app
+from absl import flags
+
+from titans_jax.data import files
+from titans_jax.evaluation import state_tracking
+from titans_jax.models import config as model_config
+from titans_jax.models import language_model
+from titans_jax.training import checkpoints
+from titans_jax.training import metrics
+from titans_jax.training import overlay
+from titans_jax.training import trainer
+
+from . import _flags
+
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder that holds the runs.", required=True
+)
+_TASKS = flags.DEFINE_list(
+    "tasks",
+    "parity,arithmetic,s5",
+    f"Of {', '.join(state_tracking.TASKS)}.",
+)
+_MODELS = flags.DEFINE_list(
+    "models", "lmm,linear,transformer", "Variants, and 'linear'."
+)
+_SMOKE = flags.DEFINE_bool("smoke", False, "Trains a few steps only.")
+_CONFIG = _flags.define_config("state_tracking.py")
+
+# The lengths to measure at, as multiples of the training's.
+_MULTIPLES = (1, 2, 4, 8, 16)
+
+
+def main(argv) -> None:
+  _flags.start(argv)
+  with _flags.clean_errors(
+      checkpoints.CheckpointError, trainer.NonFiniteLossError
+  ):
+    choices = (*model_config.VARIANTS, "linear")
+    for flag, names, known in (
+        ("models", _MODELS.value, choices),
+        ("tasks", _TASKS.value, state_tracking.TASKS),
+    ):
+      if not names:
+        raise ValueError(f"--{flag} names none.")
+      for name in names:
+        if name not in known:
+          raise ValueError(f"--{flag}: {name!r} is none of {', '.join(known)}.")
+    workdir = _flags.local_folder("workdir", _WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    # What an earlier call found for others stays.
+    path = workdir / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for task in _TASKS.value:
+      for name in _MODELS.value:
+        result = _run(task, name, workdir / f"{task}_{name}")
+        if result is None:
+          return  # stopped by SIGTERM
+        results.setdefault(task, {})[name] = result
+        files.replace(path, json.dumps(results, indent=2))
+        _plot(results, workdir / "state_tracking.png")
+  print(_table(results))
+  print(f"\nResults: {workdir}/results.json, {workdir}/state_tracking.png")
+
+
+def _run(task: str, name: str, workdir: pathlib.Path) -> dict | None:
+  """Trains a model on a task and measures it at every length."""
+  values = _CONFIG.value.copy_and_resolve_references()
+  values.data.task = task
+  values.model.variant = name
+  if name == "linear":
+    values.model.variant = "lmm"
+    values.model.memory.depth = 1
+    values.model.momentum = False
+  if name == "transformer":
+    values.model.window = None
+    values.model.max_length = _MULTIPLES[-1] * values.data.sequence_length
+  if _SMOKE.value:
+    values.train.num_steps = 20
+    values.train.eval_every = 20
+  data = state_tracking.StateTrackingData(**values.data.to_dict())
+  run = overlay.run_config(
+      values, data.vocab_size, state_tracking.StateTrackingData
+  )
+  print(f"\n{task}, {name}; guessing: {data.chance:.3f}.", flush=True)
+  model = language_model.TitansLM(run.model)
+  learned = state_tracking.StateTrackingTask(model, run.data, seed=run.seed)
+  trained = trainer.train(run, workdir, model, learned)
+  if not trained.finished:
+    return None
+  lengths = [multiple * run.data.sequence_length for multiple in _MULTIPLES]
+  return {
+      "chance": data.chance,
+      "steps": run.train.num_steps,
+      "accuracy": {str(n): learned.measure(trained.params, n) for n in lengths},
+  }
+
+
+def _plot(results, path: pathlib.Path) -> None:
+  """Draws the accuracy over the last tenth of a sequence against its length."""
+  pyplot = metrics.make_pyplot()
+  figure, plots = pyplot.subplots(
+      1,
+      len(results),
+      figsize=(1 + 3.6 * len(results), 3.6),
+      sharey=True,
+      squeeze=False,
+      layout="constrained",
+  )
+  for axes, (task, models) in zip(plots[0], results.items()):
+    for name, result in models.items():
+      found = result["accuracy"]
+      axes.plot(
+          [int(n) for n in found],
+          [x["last"] for x in found.values()],
+          marker="o",
+          label=name,
+      )
+      chance = result["chance"]
+    axes.axhline(chance, color="gray", linestyle=":", label="guessing")
+    axes.set_title(task)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("tokens")
+    axes.set_ylim(0, 1.03)
+    axes.grid(alpha=0.3)
+  plots[0, 0].set_ylabel("accuracy, last tenth")
+  plots[0, -1].legend()
+  figure.savefig(path, dpi=120)
+  pyplot.close(figure)
+
+
+def _table(results) -> str:
+  """Returns the accuracies as a table."""
+  lines = ["\nAccuracy over all tokens / the last tenth, by length:"]
+  for task, models in results.items():
+    for name, result in models.items():
+      cells = "".join(
+          f"  {n}: {x['accuracy']:.3f}/{x['last']:.3f}"
+          for n, x in result["accuracy"].items()
+      )
+      lines.append(
+          f"{task:<11} {name:<12}{cells}   (guessing {result['chance']:.3f})"
+      )
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  app.run(main)
