@@ -61,6 +61,7 @@ class RunConfigTest(parameterized.TestCase):
       (config.OptimizerConfig, {"warmup_steps": -1}, "warmup_steps"),
       (config.TrainConfig, {"num_steps": 0}, "train.num_steps"),
       (config.TrainConfig, {"z_loss": -1.0}, "train.z_loss"),
+      (config.TrainConfig, {"write_cost": -1.0}, "train.write_cost"),
   )
   def test_values_out_of_range(self, section, values, message):
     with self.assertRaisesRegex(ValueError, message):

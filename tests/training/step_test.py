@@ -76,6 +76,29 @@ class TrainStepTest(parameterized.TestCase):
         with_z - loss, 0.1 * jnp.mean(log_z**2), rtol=1e-4
     )
 
+  def test_write_cost_closes_the_gate(self):
+    config = titans.presets.tiny(variant="mac", num_layers=1)
+    model = titans.TitansLM(config)
+    tokens = jnp.arange(32, dtype=jnp.int32)[None]
+    variables = jax.jit(model.init)(jax.random.key(0), tokens)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def loss(variables, cost):
+      value, metrics, _ = model.apply(
+          variables, tokens, tokens, write_cost=cost, method="loss"
+      )
+      return value, metrics["memory"].learning_rate
+
+    (without, rate), (with_cost, _) = loss(variables, 0.0), loss(variables, 0.5)
+    most = config.memory.max_learning_rate(config.head_dim, config.chunk_size)
+    np.testing.assert_allclose(
+        with_cost - without, 0.5 * jnp.mean(rate) / most, rtol=1e-4
+    )
+    with self.subTest("gradient"):
+      gradient = jax.grad(lambda v: loss(v, 1e3)[0])(variables)
+      moved = jax.tree.map(lambda x, g: x - 1e-2 * g, variables, gradient)
+      self.assertLess(jnp.mean(loss(moved, 0.0)[1]), 0.8 * jnp.mean(rate))
+
   @pytest.mark.exhaustive
   def test_memory_does_not_grow_with_the_length(self):
     # Twice the tokens per sequence, half the sequences.

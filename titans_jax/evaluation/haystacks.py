@@ -89,7 +89,7 @@ class Haystack:
       repeats = -(-(first + room) // len(self._tokens))
       text = np.tile(self._tokens, repeats)[first : first + room]
     parts: list[np.ndarray] = []
-    done = 0
+    done: int = 0
     for needle, depth in zip(needles, depths):
       place = max(done, self._boundary(first, room, depth))
       parts += [text[done:place], needle]
@@ -105,7 +105,7 @@ class Haystack:
     before = int(self._starts[max(i - 1, 0)])
     after = int(self._starts[i]) if i < len(self._starts) else size
     place = before if within - before < after - within else after
-    return min(max(int(around) * size + place - first, 0), room)
+    return int(min(max(around * size + place - first, 0), room))
 
 
 def read(source: str, tokenizer: tokenizers.Tokenizer) -> Haystack:

@@ -33,6 +33,27 @@ ConvolutionState = convolution.ConvolutionState
 _NORM_EPSILON = 1e-6
 
 
+def theta_max(
+    net: memory_lib.Network,
+    asked: float | None,
+    head_dim: int,
+    chunk_size: int,
+) -> float:
+  """Returns the largest learning rate: `asked`, or what the network bears.
+
+  Raises:
+    ValueError: None is asked for, and the network does not say what it bears.
+  """
+  if asked is not None:
+    return asked
+  if not hasattr(net, "max_learning_rate"):
+    raise ValueError(
+        f"{type(net).__name__} has no method max_learning_rate: set the layer's"
+        " max_learning_rate."
+    )
+  return net.max_learning_rate(head_dim, chunk_size)
+
+
 class WriteState(NamedTuple):
   """Convolution states of the streams that are written (None without)."""
 
@@ -372,7 +393,7 @@ class NeuralMemory(nn.Module):
 
     def mean(x):
       x = jnp.mean(x.astype(jnp.float32).reshape(*x.shape[:2], -1), axis=-1)
-      return jnp.sum(jax.lax.stop_gradient(x) * weight)
+      return jnp.sum(x * weight)
 
     def norm(weights):
       square = sum(jnp.sum(w * w, axis=(-2, -1)) for w in weights)
@@ -381,7 +402,7 @@ class NeuralMemory(nn.Module):
     zero = jnp.zeros((), jnp.float32)
     alphas = [mean(f) for f in tokens.forget]
     return Gauges(
-        surprise=mean(loss) / self.head_dim,
+        surprise=mean(jax.lax.stop_gradient(loss)) / self.head_dim,
         forget=sum(alphas) / len(alphas),
         learning_rate=mean(tokens.learning_rate),
         momentum=mean(tokens.momentum) if self.momentum else zero,
@@ -423,14 +444,9 @@ class NeuralMemory(nn.Module):
     alpha, rate, momentum = jnp.split(
         gates, [sizes[0], sizes[0] + sizes[1]], axis=-1
     )
-    max_rate = self.max_learning_rate
-    if max_rate is None:
-      if not hasattr(self.net, "max_learning_rate"):
-        raise ValueError(
-            f"{type(self.net).__name__} has no method max_learning_rate: set"
-            " the layer's max_learning_rate."
-        )
-      max_rate = self.net.max_learning_rate(self.head_dim, self.chunk_size)
+    max_rate = theta_max(
+        self.net, self.max_learning_rate, self.head_dim, self.chunk_size
+    )
 
     def every_layer(gate):  # one value holds for all layers
       return gate if self.gates_per_layer else gate[..., 0]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from titans_jax.layers import linear
+from titans_jax.layers import neural_memory
 from titans_jax.memory import layout as layout_lib
 from titans_jax.memory import products
 from titans_jax.memory import sharding
@@ -107,6 +108,7 @@ class TitansLM(nn.Module):
       document_ids: Array | None = None,
       update_memory: bool = True,
       z_loss: float = 0.0,
+      write_cost: float = 0.0,
   ) -> tuple[Array, dict[str, Any], State]:
     """Returns the mean loss over scored tokens, without holding all logits.
 
@@ -119,9 +121,12 @@ class TitansLM(nn.Module):
       document_ids: as in `__call__`.
       update_memory: as in `__call__`.
       z_loss: weight of the mean of log(Z)**2, which keeps logits from drifting.
+      write_cost: weight of the memories' learning rate theta, its mean over
+        tokens, heads and blocks as a share of what it may be.
 
     Returns:
-      The loss, nats per token (plus z_loss); metrics: `cross_entropy`,
+      The loss, nats per token (plus what the weights add);
+      metrics: `cross_entropy`,
       `accuracy`, `num_tokens` (scored), and `memory`, the gauges of every block
       ([num_layers] each; None without memory); and the state.
     """
@@ -154,7 +159,17 @@ class TitansLM(nn.Module):
         "num_tokens": count,
         "memory": gauges,
     }
-    return total * scale + z_loss * log_z2 * scale, metrics, state
+    loss = total * scale + z_loss * log_z2 * scale
+    if write_cost and gauges is not None:
+      config = self.config
+      most = neural_memory.theta_max(
+          config.memory,
+          config.max_learning_rate,
+          config.head_dim,
+          config.chunk_size,
+      )
+      loss += write_cost * jnp.mean(gauges.learning_rate) / most
+    return loss, metrics, state
 
   def last_logits(
       self,

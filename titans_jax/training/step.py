@@ -123,7 +123,7 @@ def model_operations(
   )
 
 
-def _loss(params, batch, model_state, model, z_loss):
+def _loss(params, batch, model_state, model, z_loss, write_cost=0.0):
   """Returns the loss, metrics and, if a state came in, the one behind."""
   variables = {"params": params}
   carried = None
@@ -138,6 +138,7 @@ def _loss(params, batch, model_state, model, z_loss):
       mask=batch["mask"],
       document_ids=batch["document_ids"],
       z_loss=z_loss,
+      write_cost=write_cost,
       method="loss",
   )
   if model_state is None:
@@ -153,6 +154,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     accumulation: int,
     z_loss: float,
+    write_cost: float = 0.0,
 ) -> tuple[TrainState, dict[str, Any]]:
   """Makes one optimizer step.
 
@@ -163,6 +165,7 @@ def train_step(
     optimizer: makes updates of gradients.
     accumulation: microbatches that the batch is cut into, one after another.
     z_loss: weight of the mean of log(Z)**2.
+    write_cost: weight of the mean learning rate of the memories.
 
   Returns:
     The state behind the step, and metrics: `loss` (cross-entropy, nats per
@@ -170,7 +173,10 @@ def train_step(
     the gauges of every block.
   """
   grad_fn = jax.value_and_grad(
-      functools.partial(_loss, model=model, z_loss=z_loss), has_aux=True
+      functools.partial(
+          _loss, model=model, z_loss=z_loss, write_cost=write_cost
+      ),
+      has_aux=True,
   )
   model_state = None
   if accumulation == 1:
@@ -198,6 +204,7 @@ def jit_train_step(
     *,
     accumulation: int = 1,
     z_loss: float = 0.0,
+    write_cost: float = 0.0,
     like: TrainState | None = None,
     **options,
 ):
@@ -210,6 +217,7 @@ def jit_train_step(
     optimizer: makes updates of gradients.
     accumulation: as in `train_step`.
     z_loss: as in `train_step`.
+    write_cost: as in `train_step`.
     like: a state with the shardings that the states before and behind the step
       have; metrics are then whole on every device.
     **options: of `jax.jit`.
@@ -226,6 +234,7 @@ def jit_train_step(
       optimizer=optimizer,
       accumulation=accumulation,
       z_loss=z_loss,
+      write_cost=write_cost,
   )
   return jax.jit(step, donate_argnums=0, **options)
 

@@ -171,6 +171,7 @@ class _Loop:
         optimizer,
         accumulation=run.train.accumulation,
         z_loss=run.train.z_loss,
+        write_cost=run.train.write_cost,
         like=like,
     )
     self.flops = _share_of_peak(run, like)
