@@ -14,7 +14,7 @@ def get_config():
           "num_heads": 2,
           "memory": {"expansion": 2},
           "chunk_size": 16,
-          "segment_length": 32,
+          "segment_length": 16,
           "window": 32,
           "num_persistent": 4,
           "ffn_dim": 128,

@@ -14,7 +14,7 @@ def get_config():
           "num_heads": 2,
           "memory": {"expansion": 2},
           "chunk_size": 16,
-          "segment_length": 32,
+          "segment_length": 16,
           "window": 32,
           "num_persistent": 4,
           "ffn_dim": 128,
@@ -22,6 +22,7 @@ def get_config():
           "forget_bias": -10.0,
       },
       data_class=needles.NeedleData,
+      data={"tasks": "passkey,number,word", "batch_size": 8},
       optimizer={
           "learning_rate": 3e-3,
           "warmup_steps": 100,
@@ -29,7 +30,7 @@ def get_config():
           "b2": 0.99,
       },
       train={
-          "num_steps": 6000,
+          "num_steps": 12000,
           "eval_every": 500,
           "checkpoint_every": 500,
           "keep_checkpoints": 1,

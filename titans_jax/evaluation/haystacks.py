@@ -101,7 +101,7 @@ class Haystack:
     size = len(self._tokens)
     wanted = first + depth * room
     around, within = divmod(wanted, size)
-    i = np.searchsorted(self._starts, within)
+    i = int(np.searchsorted(self._starts, within))
     before = int(self._starts[max(i - 1, 0)])
     after = int(self._starts[i]) if i < len(self._starts) else size
     place = before if within - before < after - within else after
