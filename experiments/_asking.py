@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import pathlib
 from typing import Any, Callable, Iterator, Sequence
@@ -13,11 +14,13 @@ from typing import Any, Callable, Iterator, Sequence
 from absl import flags
 import numpy as np
 
+from pallas_kernels import command_line
 from titans_jax import data as data_lib
 from titans_jax.data import files
 from titans_jax.data import tokenizers
 from titans_jax.evaluation import answers
 from titans_jax.evaluation import recall
+from titans_jax.models import checksums
 from titans_jax.models import config as model_config
 from titans_jax.models import language_model
 from titans_jax.training import checkpoints
@@ -57,7 +60,9 @@ BATCH_SIZE = flags.DEFINE_integer(
 MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", 64, "An answer's tokens at most.", lower_bound=1
 )
-SEED = flags.DEFINE_integer("eval_seed", 0, "Of the texts to measure with.")
+SEED = flags.DEFINE_integer(
+    "eval_seed", 0, "Of the texts to measure with.", lower_bound=0
+)
 SMOKE = flags.DEFINE_bool(
     "smoke", False, "Trains a few steps and asks a few questions only."
 )
@@ -74,6 +79,8 @@ class Subject:
     tokenizer: of its run.
     step: of the checkpoint.
     trained_length: tokens of the longest text that it was trained on.
+    lengths: tokens of the texts to measure with, ascending.
+    texts: what `prepare` made.
   """
 
   name: str
@@ -82,6 +89,8 @@ class Subject:
   tokenizer: tokenizers.Tokenizer
   step: int
   trained_length: int
+  lengths: list[int]
+  texts: Any
 
 
 def check_flags() -> None:
@@ -93,14 +102,10 @@ def check_flags() -> None:
     )
   if STEP.value is not None and CHECKPOINT.value is None:
     raise ValueError(f"--step={STEP.value} needs --checkpoint.")
-  if not VARIANTS.value:
-    raise ValueError("--variants names none.")
-  for variant in VARIANTS.value:
-    if variant not in model_config.VARIANTS:
-      raise ValueError(
-          f"--variants: {variant!r} is none of {model_config.VARIANTS}."
-      )
+  command_line.check_names("variants", VARIANTS.value, model_config.VARIANTS)
   if LENGTHS.value is not None:
+    if not LENGTHS.value:
+      raise ValueError("--lengths names none.")
     for length in LENGTHS.value:
       if not length.strip().isdigit() or int(length) < 1:
         raise ValueError(f"--lengths: {length!r} is no number of tokens.")
@@ -110,6 +115,8 @@ def subjects(
     values,
     data_class,
     make_task: Callable[..., answers.AnswerTask],
+    prepare: Callable[[tokenizers.Tokenizer, list[int]], Any],
+    multiples: Sequence[int],
     workdir: pathlib.Path,
 ) -> Iterator[Subject | None]:
   """Yields the models that the flags ask for, trained; None where a signal ended
@@ -119,6 +126,9 @@ def subjects(
     values: of --config.
     data_class: of its section `data`.
     make_task: (model, data, seed) -> what to train on.
+    prepare: (tokenizer, lengths) -> what draws the texts to measure with, which
+      have to fit; called before a model is trained.
+    multiples: without --lengths, of the training's.
     workdir: holds a run for every variant.
   """
   if CHECKPOINT.value is not None:
@@ -128,7 +138,11 @@ def subjects(
     tokenizer = data_lib.make_tokenizer(saved["data"]["tokenizer"])
     name = pathlib.Path(CHECKPOINT.value).resolve().name
     length = saved["data"]["sequence_length"] * saved["data"].get("segments", 1)
-    yield Subject(name, model, variables, tokenizer, step, length)
+    lengths = _lengths(model.config, length, multiples)
+    texts = prepare(tokenizer, lengths)
+    yield Subject(
+        name, model, variables, tokenizer, step, length, lengths, texts
+    )
     return
   names = VARIANTS.value
   if INIT_FROM.value is not None:
@@ -137,6 +151,9 @@ def subjects(
     run = _run(values, name, data_class)
     tokenizer = data_lib.make_tokenizer(run.data.tokenizer)
     model = language_model.TitansLM(run.model)
+    length = run.data.sequence_length
+    lengths = _lengths(run.model, length, multiples)
+    texts = prepare(tokenizer, lengths)
     task = make_task(model, run.data, run.seed)
     print(f"\n{name}:", flush=True)
     trained = trainer.train(
@@ -151,7 +168,9 @@ def subjects(
         {"params": trained.params},
         tokenizer,
         run.train.num_steps,
-        run.data.sequence_length,
+        length,
+        lengths,
+        texts,
     )
 
 
@@ -169,26 +188,44 @@ def _run(values, name: str, data_class) -> config_lib.RunConfig:
       checkpoints.open_checkpoints(INIT_FROM.value)
   ) as others:
     before = others.run()
+  if "tokenizer" not in before["data"]:
+    raise ValueError(
+        f"--init_from={INIT_FROM.value}: its model was not trained on text."
+    )
   values.data.tokenizer = before["data"]["tokenizer"]
-  run = overlay.run_config(values, 2, data_class)
-  model = config_lib.make_model_config(before["model"])
-  return dataclasses.replace(run, model=model)
+  fields = values.to_dict() | {"model": before["model"]}
+  return config_lib.run_config(fields, data_class)
 
 
 class Results:
   """results.json: what was measured so far, under the same settings."""
 
-  def __init__(self, workdir: pathlib.Path, settings: dict[str, Any], paper):
+  def __init__(
+      self,
+      experiment: str,
+      workdir: pathlib.Path,
+      settings: dict[str, Any],
+      paper: dict[str, Any],
+  ):
     """Reads what an earlier call measured.
 
     Raises:
-      ValueError: it measured with other settings.
+      ValueError: it was another experiment, or measured with other settings.
     """
     self._path = workdir / "results.json"
     self.models: dict[str, dict[str, Any]] = {}
-    self._fixed = {"settings": settings, "paper": paper}
+    self._fixed = {
+        "experiment": experiment,
+        "settings": settings,
+        "paper": paper,
+    }
     if self._path.exists():
       before = json.loads(self._path.read_text())
+      if before.get("experiment") != experiment:
+        raise ValueError(
+            f"{self._path} is not of experiments.{experiment}: give another"
+            " --workdir."
+        )
       changed = [
           f"{name} was {before['settings'].get(name)!r} and is {value!r}"
           for name, value in settings.items()
@@ -202,10 +239,17 @@ class Results:
       self.models = before["models"]
 
   def of(self, subject: Subject) -> dict[str, Any]:
-    """Returns a model's results, empty if it was not measured at this step."""
+    """Returns a model's results: none if other parameters or other texts were
+    measured under its name."""
+    identity = hashlib.sha256(
+        repr(
+            (checksums.checksums(subject.variables), subject.texts.fingerprint)
+        ).encode()
+    ).hexdigest()[:16]
     model = self.models.get(subject.name)
-    if model is None or model["step"] != subject.step:
+    if model is None or model["identity"] != identity:
       self.models[subject.name] = {
+          "identity": identity,
           "step": subject.step,
           "trained_length": subject.trained_length,
           "reach": reach(subject),
@@ -219,11 +263,27 @@ class Results:
     )
 
 
-def lengths(subject: Subject, multiples: Sequence[int]) -> list[int]:
-  """Returns --lengths, or multiples of the training's."""
+def _lengths(
+    config: model_config.TitansConfig, trained: int, multiples: Sequence[int]
+) -> list[int]:
+  """Returns --lengths, or multiples of the training's.
+
+  Raises:
+    ValueError: full attention cannot hold the longest.
+  """
   if LENGTHS.value is None:
-    return [multiple * subject.trained_length for multiple in multiples]
-  return sorted({int(length) for length in LENGTHS.value})
+    lengths = [multiple * trained for multiple in multiples]
+  else:
+    lengths = sorted({int(length) for length in LENGTHS.value})
+  if config.variant == "transformer" and config.window is None:
+    needed = lengths[-1] + MAX_NEW_TOKENS.value
+    if needed > config.max_length:
+      raise ValueError(
+          f"Full attention holds model.max_length={config.max_length} tokens,"
+          f" and a text of {lengths[-1]} with its answer needs {needed}: choose"
+          " other --lengths."
+      )
+  return lengths
 
 
 def reach(subject: Subject) -> int:

@@ -23,6 +23,7 @@ from absl import flags
 import numpy as np
 
 from titans_jax.evaluation import babi
+from titans_jax.evaluation import haystacks
 from titans_jax.training import checkpoints
 from titans_jax.training import metrics
 from titans_jax.training import trainer
@@ -57,6 +58,13 @@ def main(argv) -> None:
     _asking.check_flags()
     stories = babi.read_stories(_STORIES.value, "--stories")
     shots = _shots(stories)
+    haystacks.check(_HAYSTACK.value, "--haystack")
+
+    def prepare(tokenizer, lengths: list[int]) -> babi.Stories:
+      makes = babi.Stories(stories, _HAYSTACK.value, tokenizer, shots=shots)
+      makes.check(lengths[0], "--lengths")
+      return makes
+
     workdir = _flags.local_folder("workdir", _asking.WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     settings = {
@@ -73,13 +81,18 @@ def main(argv) -> None:
         "fine_tuned": _paper.BABI_FINE_TUNED,
         "few_shot": _paper.BABI_FEW_SHOT,
     }
-    results = _asking.Results(workdir, settings, paper)
+    results = _asking.Results("babilong", workdir, settings, paper)
     for subject in _asking.subjects(
-        _CONFIG.value, babi.BabiData, babi.make_task, workdir
+        _CONFIG.value,
+        babi.BabiData,
+        babi.make_task,
+        prepare,
+        _MULTIPLES[:2] if _asking.SMOKE.value else _MULTIPLES,
+        workdir,
     ):
       if subject is None:
         return  # stopped by SIGTERM
-      _measure(subject, stories, shots, results, settings, workdir)
+      _measure(subject, results, settings, workdir)
   print(_table(results.models))
   print(f"\nResults: {workdir}/results.json, {workdir}/babilong.png")
 
@@ -104,14 +117,11 @@ def _shots(stories: list[babi.Story]) -> list[babi.Story]:
   return [solved[i] for i in chosen]
 
 
-def _measure(subject, stories, shots, results, settings, workdir) -> None:
+def _measure(subject, results, settings, workdir) -> None:
   """Asks a model at every length not done yet."""
-  makes = babi.Stories(stories, _HAYSTACK.value, subject.tokenizer, shots=shots)
+  makes = subject.texts
   done = results.of(subject)
-  multiples = _MULTIPLES[:2] if _asking.SMOKE.value else _MULTIPLES
-  lengths = _asking.lengths(subject, multiples)
-  makes.check(lengths[0], "--lengths")
-  for length in lengths:
+  for length in subject.lengths:
     if str(length) in done:
       continue
     asked = [

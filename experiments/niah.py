@@ -21,6 +21,8 @@ from absl import app
 from absl import flags
 import numpy as np
 
+from pallas_kernels import command_line
+from titans_jax.evaluation import haystacks
 from titans_jax.evaluation import needles
 from titans_jax.training import checkpoints
 from titans_jax.training import metrics
@@ -56,20 +58,33 @@ def main(argv) -> None:
       checkpoints.CheckpointError, trainer.NonFiniteLossError
   ):
     _asking.check_flags()
-    needles.check_tasks(_TASKS.value, "--tasks")
+    command_line.check_names("tasks", _TASKS.value, list(needles.TASKS))
+    haystacks.check(_HAYSTACK.value, "--haystack")
+    depths = _DEPTHS.value
+    samples = depths if _asking.SMOKE.value else _asking.SAMPLES.value
+    if samples % depths:
+      raise ValueError(
+          f"--samples={samples} is not a multiple of --depths={depths}: every"
+          " depth is asked as often."
+      )
     workdir = _flags.local_folder("workdir", _asking.WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     settings = {
         "haystack": _HAYSTACK.value,
-        "samples": 5 if _asking.SMOKE.value else _asking.SAMPLES.value,
+        "samples": samples,
         "depths": _DEPTHS.value,
         "max_new_tokens": _asking.MAX_NEW_TOKENS.value,
         "eval_seed": _asking.SEED.value,
     }
     paper = {"lengths": _paper.NEEDLE_LENGTHS, "accuracy": _paper.NEEDLES}
-    results = _asking.Results(workdir, settings, paper)
+    results = _asking.Results("niah", workdir, settings, paper)
     for subject in _asking.subjects(
-        _CONFIG.value, needles.NeedleData, needles.make_task, workdir
+        _CONFIG.value,
+        needles.NeedleData,
+        needles.make_task,
+        _prepare,
+        _MULTIPLES[:2] if _asking.SMOKE.value else _MULTIPLES,
+        workdir,
     ):
       if subject is None:
         return  # stopped by SIGTERM
@@ -78,23 +93,25 @@ def main(argv) -> None:
   print(f"\nResults: {workdir}/results.json, {workdir}/niah.png")
 
 
+def _prepare(tokenizer, lengths: list[int]) -> needles.Needles:
+  """Returns what draws the texts to measure with."""
+  makes = needles.Needles(_HAYSTACK.value, tokenizer)
+  makes.check(_TASKS.value, lengths[0], "--lengths")
+  return makes
+
+
 def _measure(subject, results, settings, workdir) -> None:
   """Asks a model for needles at every task and length not done yet."""
-  makes = needles.Needles(_HAYSTACK.value, subject.tokenizer)
   accuracy = results.of(subject)
-  multiples = _MULTIPLES[:2] if _asking.SMOKE.value else _MULTIPLES
-  lengths = _asking.lengths(subject, multiples)
-  makes.check(_TASKS.value, lengths[0], "--lengths")
   depths = settings["depths"]
   for task in _TASKS.value:
     done = accuracy.setdefault(task, {})
-    for length in lengths:
+    for length in subject.lengths:
       if str(length) in done:
         continue
-      # Every depth as often, but for a rest.
       asked = [
           functools.partial(
-              makes.draw,
+              subject.texts.draw,
               task,
               length,
               i % depths / max(depths - 1, 1),

@@ -18,6 +18,7 @@ import pathlib
 from absl import app
 from absl import flags
 
+from pallas_kernels import command_line
 from titans_jax.data import files
 from titans_jax.evaluation import state_tracking
 from titans_jax.models import config as model_config
@@ -53,15 +54,8 @@ def main(argv) -> None:
       checkpoints.CheckpointError, trainer.NonFiniteLossError
   ):
     choices = (*model_config.VARIANTS, "linear")
-    for flag, names, known in (
-        ("models", _MODELS.value, choices),
-        ("tasks", _TASKS.value, state_tracking.TASKS),
-    ):
-      if not names:
-        raise ValueError(f"--{flag} names none.")
-      for name in names:
-        if name not in known:
-          raise ValueError(f"--{flag}: {name!r} is none of {', '.join(known)}.")
+    command_line.check_names("models", _MODELS.value, choices)
+    command_line.check_names("tasks", _TASKS.value, list(state_tracking.TASKS))
     workdir = _flags.local_folder("workdir", _WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     # What an earlier call found for others stays.

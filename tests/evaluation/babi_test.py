@@ -96,7 +96,16 @@ class StoriesTest(parameterized.TestCase):
   def test_score_of_several_things(self):
     none = np.zeros(0, np.int32)
     example = answers.Example(none, none, none, "What?", "apple,milk")
-    labels = ["apple", "football", "milk"]
+    labels = babi.Stories(
+        [
+            babi.Story(("Daniel took it.",), "What?", answer)
+            for answer in ("apple,milk", "football")
+        ],
+        "noise",
+        data.ByteTokenizer(),
+    ).labels
+    self.assertEqual(labels, ["apple", "football", "milk"])
+    self.assertTrue(babi.is_right(example, " apple,milk", labels))
     self.assertTrue(babi.is_right(example, "milk and apple", labels))
     self.assertFalse(babi.is_right(example, "apple", labels))
     self.assertFalse(babi.is_right(example, "apple milk football", labels))

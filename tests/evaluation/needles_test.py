@@ -35,9 +35,7 @@ class NeedlesTest(parameterized.TestCase):
       self.assertEqual(len(example.prompt) + len(example.answer), 700)
       self.assertEqual(example.prompt[0], self.tokenizer.document_token)
       text = self.tokenizer.decode(example.prompt).decode()
-      (found,) = re.findall(
-          r"magic \w+ for (\S+) is: (.*?)\.", text
-      ) or re.findall(r"magic \w+s for (\S+) is: (.*?)\.", text)
+      (found,) = re.findall(r"magic \w+ for (\S+) is: (.*?)\.", text)
       key, magic = found
       self.assertRegex(magic, f"^{value}$")
       self.assertEqual(magic, example.target)
@@ -53,6 +51,15 @@ class NeedlesTest(parameterized.TestCase):
       self.assertEqual("The grass is green" in text, task == "passkey")
       seen.add(magic)
     self.assertGreater(len(seen), 18)
+
+  @parameterized.parameters("passkey", "number")
+  def test_the_needle_stands_at_its_depth(self, task):
+    for depth in (0.0, 0.5, 1.0):
+      example = self.needles.draw(task, 4000, depth, np.random.default_rng(3))
+      text = self.tokenizer.decode(example.context).decode(errors="replace")
+      _, _, behind = text.partition("afterwards.\n")
+      place = behind.index(" One of the special") / len(behind)
+      self.assertAlmostEqual(place, depth, delta=0.04)
 
   def test_score(self):
     rng = np.random.default_rng(0)

@@ -37,7 +37,8 @@ class TablesTest(parameterized.TestCase):
     for x, y in itertools.product(range(5), range(5)):
       self.assertEqual(table[x, y], (x + y) % 5)
       self.assertEqual(table[x, 5 + y], (x - y) % 5)
-      self.assertEqual(table[x, 10 + y], x * y % 5)
+      if y:
+        self.assertEqual(table[x, 9 + y], x * y % 5)
 
 
 class BatchTest(parameterized.TestCase):

@@ -134,6 +134,11 @@ class AskingTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ("--tasks=pin", "--tasks: 'pin' is none of"),
+      ("--tasks=", "--tasks names none"),
+      ("--lengths=", "--lengths names none"),
+      ("--lengths=50", "--lengths=50: A passkey needle"),
+      ("--haystack=/nowhere", "--haystack='/nowhere' matches no file"),
+      ("--samples=7", "--samples=7 is not a multiple of --depths=5"),
       ("--variants=rnn", "--variants: 'rnn' is none of"),
       ("--lengths=1k", "--lengths: '1k' is no number"),
       ("--step=3", "--step=3 needs --checkpoint"),
@@ -184,6 +189,7 @@ class TokenizerTest(parameterized.TestCase):
     bad = processes.run("train_tokenizer", args[0], "--output=/nowhere/t.json")
     self.assertEqual(bad.returncode, 1)
     self.assertIn("there is no folder /nowhere", bad.stderr)
+    self.assertNotIn("Traceback", bad.stderr)
 
 
 class StateTrackingTest(parameterized.TestCase):
@@ -223,3 +229,4 @@ class StateTrackingTest(parameterized.TestCase):
     process = processes.run("state_tracking", "--workdir=/nowhere", argument)
     self.assertEqual(process.returncode, 1)
     self.assertRegex(process.stderr, message)
+    self.assertNotIn("Traceback", process.stderr)

@@ -110,7 +110,7 @@ class Stories:
   """Draws a file's questions, their facts scattered in other text.
 
   Attributes:
-    labels: every answer that the file gives.
+    labels: every answer that the file gives; of several things, each.
     fingerprint: equal exactly where the examples are.
   """
 
@@ -133,7 +133,9 @@ class Stories:
     self._stories = stories
     self._tokenizer = tokenizer
     self._haystack = haystacks.read(haystack, tokenizer)
-    self.labels = sorted({story.answer.lower() for story in stories})
+    self.labels = sorted(
+        {label for story in stories for label in _parts(story.answer.lower())}
+    )
     start = ""
     if shots:
       start = _FEW_SHOT + "".join(
@@ -225,7 +227,10 @@ def is_right(example: answers.Example, said: str, labels: list[str]) -> bool:
   named = {x for x in labels if x in said} - {
       x for x in labels if x in question
   }
-  target = example.target.lower()
-  if "," in target and len(target) > 3:  # several things, as task 8 has them
-    return named == set(target.split(","))
-  return named == {target}
+  return named == set(_parts(example.target.lower()))
+
+
+def _parts(answer: str) -> list[str]:
+  """Returns the things that an answer names: several in task 8, but a path of
+  task 19, `n,w`, is one."""
+  return answer.split(",") if len(answer) > 3 else [answer]

@@ -111,7 +111,7 @@ class Haystack:
 def read(source: str, tokenizer: tokenizers.Tokenizer) -> Haystack:
   """Returns the haystack of a source, "noise" or as `data.sources.documents`.
 
-  At most the first 64 MiB are read.
+  At most the first 64 MiB of text are used.
 
   Raises:
     ValueError: no such file, or nothing in it.
@@ -119,6 +119,16 @@ def read(source: str, tokenizer: tokenizers.Tokenizer) -> Haystack:
   if source == "noise":
     return Haystack([NOISE], tokenizer)
   return Haystack(sources.documents(source), tokenizer)
+
+
+def check(source: str, flag: str) -> None:
+  """Raises ValueError, naming the flag, where a source has no files."""
+  if source in ("noise", "builtin"):
+    return
+  try:
+    sources.files(source)
+  except ValueError as error:
+    raise ValueError(f"{flag}={source!r} matches no file.") from error
 
 
 def _sentences(text: bytes) -> Iterable[bytes]:

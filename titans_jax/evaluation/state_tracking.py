@@ -38,10 +38,13 @@ def _parity() -> np.ndarray:
 
 
 def _arithmetic() -> np.ndarray:
-  """A number modulo 5, added to, taken from, or multiplied with another."""
+  """A number modulo 5, added to, taken from, or multiplied with another.
+
+  Not with 0, behind which nothing before would count.
+  """
   x = np.arange(5)[:, None]
   by = np.arange(5)
-  return np.concatenate([(x + by) % 5, (x - by) % 5, (x * by) % 5], axis=1)
+  return np.concatenate([(x + by) % 5, (x - by) % 5, (x * by[1:]) % 5], axis=1)
 
 
 def _s5() -> np.ndarray:
