@@ -195,7 +195,7 @@ class PretrainTest(parameterized.TestCase):
     processes.params(workdir)
     self.assertTrue(part.exists())
 
-  @pytest.mark.slow
+  @pytest.mark.exhaustive
   def test_parameters_of_another_run(self):
     # Given a finished run, another begins with its parameters in bfloat16
     workdir = self.folder / "fine_tuned"

@@ -78,6 +78,7 @@ class KernelTest(parameterized.TestCase):
         gradients(inputs, "pallas"), gradients(inputs, "xla"), 1e-5
     )
 
+  @pytest.mark.exhaustive
   def test_deep_networks(self):
     net = memory.MLP(depth=4, expansion=2)
     inputs = testing.make_inputs(net, length=8, dtype=jnp.float32)
