@@ -345,10 +345,13 @@ def _saved_tokens(name: str, stop: _Stop) -> Iterator[np.ndarray]:
         f"--input={name} must hold integers [N], got {tokens.dtype}"
         f" {tokens.shape}."
     )
-  for first in range(0, len(tokens), _BLOCK):
+  length = len(tokens)
+  del tokens
+  for first in range(0, length, _BLOCK):
     if stop.is_set():
       return
-    yield np.asarray(tokens[first : first + _BLOCK])
+    # Mapped anew: the pages of what was read would stay resident.
+    yield np.array(np.load(name, mmap_mode="r")[first : first + _BLOCK])
 
 
 def _resident_bytes() -> int:
