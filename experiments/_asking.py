@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import pathlib
 from typing import Any, Callable, Iterator, Sequence
@@ -26,9 +25,11 @@ from titans_jax.models import language_model
 from titans_jax.training import checkpoints
 from titans_jax.training import config as config_lib
 from titans_jax.training import overlay
+from titans_jax.training import tasks
 from titans_jax.training import trainer
 
 from . import _checkpoint
+from . import _flags
 
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for the runs and what was measured.", required=True
@@ -111,7 +112,27 @@ def check_flags() -> None:
         raise ValueError(f"--lengths: {length!r} is no number of tokens.")
 
 
-def subjects(
+def measure_all(
+    measure: Callable[[Subject, Results], None], results: Results, **sources
+) -> bool:
+  """Measures every model that the flags ask for.
+
+  Args:
+    measure: asks one model what is not in the results yet.
+    results: of the experiment.
+    **sources: arguments of `_subjects`.
+
+  Returns:
+    False if a signal ended a training.
+  """
+  for subject in _subjects(workdir=results.workdir, **sources):
+    if subject is None:
+      return False
+    measure(subject, results)
+  return True
+
+
+def _subjects(
     values,
     data_class,
     make_task: Callable[..., answers.AnswerTask],
@@ -147,14 +168,16 @@ def subjects(
   names = VARIANTS.value
   if INIT_FROM.value is not None:
     names = [pathlib.Path(INIT_FROM.value).resolve().name]
-  for name in names:
-    run = _run(values, name, data_class)
-    tokenizer = data_lib.make_tokenizer(run.data.tokenizer)
+  # All that may be wrong is found before the first one is trained.
+  runs = {name: _run(values, name, data_class) for name in names}
+  data = runs[names[0]].data  # of all
+  for run in runs.values():
+    lengths = _lengths(run.model, data.sequence_length, multiples)
+  tokenizer = data_lib.make_tokenizer(data.tokenizer)
+  texts = prepare(tokenizer, lengths)
+  for name, run in runs.items():
     model = language_model.TitansLM(run.model)
-    length = run.data.sequence_length
-    lengths = _lengths(run.model, length, multiples)
-    texts = prepare(tokenizer, lengths)
-    task = make_task(model, run.data, run.seed)
+    task = make_task(model, data, run.seed)
     print(f"\n{name}:", flush=True)
     trained = trainer.train(
         run, workdir / name, model, task, init_from=INIT_FROM.value
@@ -168,7 +191,7 @@ def subjects(
         {"params": trained.params},
         tokenizer,
         run.train.num_steps,
-        length,
+        data.sequence_length,
         lengths,
         texts,
     )
@@ -178,8 +201,7 @@ def _run(values, name: str, data_class) -> config_lib.RunConfig:
   """Returns the run of --variants' `name`, or of --init_from's model."""
   values = values.copy_and_resolve_references()
   if SMOKE.value:
-    values.train.num_steps = 20
-    values.train.eval_every = 20
+    _flags.shorten(values)
   if INIT_FROM.value is None:
     values.model.variant = name
     tokenizer = data_lib.make_tokenizer(values.data.tokenizer)
@@ -203,16 +225,27 @@ class Results:
   def __init__(
       self,
       experiment: str,
-      workdir: pathlib.Path,
       settings: dict[str, Any],
       paper: dict[str, Any],
   ):
-    """Reads what an earlier call measured.
+    """Makes the workdir, and reads what an earlier call measured.
+
+    Args:
+      experiment: its name.
+      settings: its own, `samples` among them; those of the flags here are added.
+      paper: numbers to stand beside.
 
     Raises:
       ValueError: it was another experiment, or measured with other settings.
     """
-    self._path = workdir / "results.json"
+    settings = settings | {
+        "max_new_tokens": MAX_NEW_TOKENS.value,
+        "eval_seed": SEED.value,
+    }
+    self.workdir = _flags.local_folder("workdir", WORKDIR.value)
+    self.workdir.mkdir(parents=True, exist_ok=True)
+    self._path = self.workdir / "results.json"
+    self.settings = settings
     self.models: dict[str, dict[str, Any]] = {}
     self._fixed = {
         "experiment": experiment,
@@ -241,18 +274,16 @@ class Results:
   def of(self, subject: Subject) -> dict[str, Any]:
     """Returns a model's results: none if other parameters or other texts were
     measured under its name."""
-    identity = hashlib.sha256(
-        repr(
-            (checksums.checksums(subject.variables), subject.texts.fingerprint)
-        ).encode()
-    ).hexdigest()[:16]
+    identity = tasks.fingerprint(
+        (checksums.checksums(subject.variables), subject.texts.fingerprint)
+    )
     model = self.models.get(subject.name)
     if model is None or model["identity"] != identity:
       self.models[subject.name] = {
           "identity": identity,
           "step": subject.step,
           "trained_length": subject.trained_length,
-          "reach": reach(subject),
+          "reach": recall.reach(subject.model.config),
           "accuracy": {},
       }
     return self.models[subject.name]["accuracy"]
@@ -272,6 +303,8 @@ def _lengths(
     ValueError: full attention cannot hold the longest.
   """
   if LENGTHS.value is None:
+    if SMOKE.value:
+      multiples = multiples[:2]
     lengths = [multiple * trained for multiple in multiples]
   else:
     lengths = sorted({int(length) for length in LENGTHS.value})
@@ -284,11 +317,6 @@ def _lengths(
           " other --lengths."
       )
   return lengths
-
-
-def reach(subject: Subject) -> int:
-  """Returns how far back attention and convolutions can relay, in tokens."""
-  return recall.reach(subject.model.config)
 
 
 def ask(

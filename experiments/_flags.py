@@ -73,6 +73,12 @@ def define_processes():
   return join
 
 
+def shorten(values) -> None:
+  """Makes a configuration that of --smoke: a few steps only."""
+  values.train.num_steps = 20
+  values.train.eval_every = 20
+
+
 def local_folder(flag: str, path: str) -> pathlib.Path:
   """Returns a flag's folder; raises ValueError for one in a bucket."""
   if files.is_remote(path):

@@ -65,35 +65,31 @@ def main(argv) -> None:
       makes.check(lengths[0], "--lengths")
       return makes
 
-    workdir = _flags.local_folder("workdir", _asking.WORKDIR.value)
-    workdir.mkdir(parents=True, exist_ok=True)
     settings = {
         "stories": _STORIES.value,
         "haystack": _HAYSTACK.value,
         "shots": _SHOTS.value,
         "shots_from": _SHOTS_FROM.value,
         "samples": 4 if _asking.SMOKE.value else _asking.SAMPLES.value,
-        "max_new_tokens": _asking.MAX_NEW_TOKENS.value,
-        "eval_seed": _asking.SEED.value,
     }
     paper = {
         "lengths": _paper.BABI_LENGTHS,
         "fine_tuned": _paper.BABI_FINE_TUNED,
         "few_shot": _paper.BABI_FEW_SHOT,
     }
-    results = _asking.Results("babilong", workdir, settings, paper)
-    for subject in _asking.subjects(
-        _CONFIG.value,
-        babi.BabiData,
-        babi.make_task,
-        prepare,
-        _MULTIPLES[:2] if _asking.SMOKE.value else _MULTIPLES,
-        workdir,
+    results = _asking.Results("babilong", settings, paper)
+    if not _asking.measure_all(
+        _measure,
+        results,
+        values=_CONFIG.value,
+        data_class=babi.BabiData,
+        make_task=babi.make_task,
+        prepare=prepare,
+        multiples=_MULTIPLES,
     ):
-      if subject is None:
-        return  # stopped by SIGTERM
-      _measure(subject, results, settings, workdir)
+      return  # stopped by SIGTERM
   print(_table(results.models))
+  workdir = results.workdir
   print(f"\nResults: {workdir}/results.json, {workdir}/babilong.png")
 
 
@@ -117,7 +113,7 @@ def _shots(stories: list[babi.Story]) -> list[babi.Story]:
   return [solved[i] for i in chosen]
 
 
-def _measure(subject, results, settings, workdir) -> None:
+def _measure(subject: _asking.Subject, results: _asking.Results) -> None:
   """Asks a model at every length not done yet."""
   makes = subject.texts
   done = results.of(subject)
@@ -126,7 +122,7 @@ def _measure(subject, results, settings, workdir) -> None:
       continue
     asked = [
         functools.partial(makes.draw, length, _asking.rng(1, length, i))
-        for i in range(settings["samples"])
+        for i in range(results.settings["samples"])
     ]
     found = _asking.ask(subject, asked)
     right = [babi.is_right(*pair, makes.labels) for pair in found]
@@ -135,7 +131,7 @@ def _measure(subject, results, settings, workdir) -> None:
         f"{subject.name} at {length:,} tokens: {np.mean(right):.3f}", flush=True
     )
     results.write()
-    _plot(results.models, workdir / "babilong.png")
+    _plot(results.models, results.workdir / "babilong.png")
 
 
 def _plot(models, path: pathlib.Path) -> None:

@@ -65,10 +65,7 @@ def main(argv) -> None:
     ]
     if not all(map(len, prompts)):
       raise ValueError("A prompt is empty: the state goes on with its tokens.")
-    lengths = np.array([len(prompt) for prompt in prompts])
-    padded = np.zeros((len(prompts), lengths.max()), np.int32)
-    for row, prompt in zip(padded, prompts):
-      row[: len(prompt)] = prompt
+    padded, lengths = inference.pad_prompts(prompts)
     arguments = {
         "lengths": lengths,
         "max_new_tokens": _MAX_NEW_TOKENS.value,

@@ -67,29 +67,25 @@ def main(argv) -> None:
           f"--samples={samples} is not a multiple of --depths={depths}: every"
           " depth is asked as often."
       )
-    workdir = _flags.local_folder("workdir", _asking.WORKDIR.value)
-    workdir.mkdir(parents=True, exist_ok=True)
     settings = {
         "haystack": _HAYSTACK.value,
         "samples": samples,
-        "depths": _DEPTHS.value,
-        "max_new_tokens": _asking.MAX_NEW_TOKENS.value,
-        "eval_seed": _asking.SEED.value,
+        "depths": depths,
     }
     paper = {"lengths": _paper.NEEDLE_LENGTHS, "accuracy": _paper.NEEDLES}
-    results = _asking.Results("niah", workdir, settings, paper)
-    for subject in _asking.subjects(
-        _CONFIG.value,
-        needles.NeedleData,
-        needles.make_task,
-        _prepare,
-        _MULTIPLES[:2] if _asking.SMOKE.value else _MULTIPLES,
-        workdir,
+    results = _asking.Results("niah", settings, paper)
+    if not _asking.measure_all(
+        _measure,
+        results,
+        values=_CONFIG.value,
+        data_class=needles.NeedleData,
+        make_task=needles.make_task,
+        prepare=_prepare,
+        multiples=_MULTIPLES,
     ):
-      if subject is None:
-        return  # stopped by SIGTERM
-      _measure(subject, results, settings, workdir)
+      return  # stopped by SIGTERM
   print(_table(results.models))
+  workdir = results.workdir
   print(f"\nResults: {workdir}/results.json, {workdir}/niah.png")
 
 
@@ -100,10 +96,10 @@ def _prepare(tokenizer, lengths: list[int]) -> needles.Needles:
   return makes
 
 
-def _measure(subject, results, settings, workdir) -> None:
+def _measure(subject: _asking.Subject, results: _asking.Results) -> None:
   """Asks a model for needles at every task and length not done yet."""
   accuracy = results.of(subject)
-  depths = settings["depths"]
+  depths = results.settings["depths"]
   for task in _TASKS.value:
     done = accuracy.setdefault(task, {})
     for length in subject.lengths:
@@ -117,7 +113,7 @@ def _measure(subject, results, settings, workdir) -> None:
               i % depths / max(depths - 1, 1),
               _asking.rng(list(needles.TASKS).index(task), length, i),
           )
-          for i in range(settings["samples"])
+          for i in range(results.settings["samples"])
       ]
       found = _asking.ask(subject, asked)
       right = np.array([needles.is_right(*pair) for pair in found], float)
@@ -127,7 +123,7 @@ def _measure(subject, results, settings, workdir) -> None:
           flush=True,
       )
       results.write()
-      _plot(results.models, workdir / "niah.png")
+      _plot(results.models, results.workdir / "niah.png")
 
 
 def _plot(models, path: pathlib.Path) -> None:

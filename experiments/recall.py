@@ -15,6 +15,7 @@ import pathlib
 from absl import app
 from absl import flags
 
+from pallas_kernels import command_line
 from titans_jax.data import files
 from titans_jax.evaluation import recall
 from titans_jax.models import config as model_config
@@ -44,13 +45,7 @@ def main(argv) -> None:
   with _flags.clean_errors(
       checkpoints.CheckpointError, trainer.NonFiniteLossError
   ):
-    if not _VARIANTS.value:
-      raise ValueError("--variants names none.")
-    for variant in _VARIANTS.value:
-      if variant not in model_config.VARIANTS:
-        raise ValueError(
-            f"--variants: {variant!r} is none of {model_config.VARIANTS}."
-        )
+    command_line.check_names("variants", _VARIANTS.value, model_config.VARIANTS)
     workdir = _flags.local_folder("workdir", _WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     # What an earlier call found for other variants stays.
@@ -71,8 +66,7 @@ def _run(variant: str, workdir: pathlib.Path) -> dict | None:
   values = _CONFIG.value.copy_and_resolve_references()
   values.model.variant = variant
   if _SMOKE.value:
-    values.train.num_steps = 20
-    values.train.eval_every = 20
+    _flags.shorten(values)
   run = overlay.run_config(
       values,
       recall.RecallData(**values.data.to_dict()).vocab_size,

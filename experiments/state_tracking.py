@@ -86,8 +86,7 @@ def _run(task: str, name: str, workdir: pathlib.Path) -> dict | None:
     values.model.window = None
     values.model.max_length = _MULTIPLES[-1] * values.data.sequence_length
   if _SMOKE.value:
-    values.train.num_steps = 20
-    values.train.eval_every = 20
+    _flags.shorten(values)
   data = state_tracking.StateTrackingData(**values.data.to_dict())
   run = overlay.run_config(
       values, data.vocab_size, state_tracking.StateTrackingData

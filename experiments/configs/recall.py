@@ -3,34 +3,13 @@
 """Small models on associative recall, for experiments.recall."""
 
 from titans_jax.evaluation import recall
-from titans_jax.training import overlay
+from titans_jax.training import recipes
 
 
 def get_config():
-  return overlay.run_config_dict(
-      model={
-          "num_layers": 2,
-          "model_dim": 64,
-          "num_heads": 2,
-          "memory": {"expansion": 2},
-          "chunk_size": 16,
-          "segment_length": 16,
-          "window": 16,
-          "num_persistent": 4,
-          "ffn_dim": 128,
-      },
-      data_class=recall.RecallData,
-      optimizer={
-          "learning_rate": 3e-3,
-          "warmup_steps": 50,
-          "weight_decay": 0.01,
-          "b2": 0.99,
-      },
-      train={
-          "num_steps": 800,
-          "eval_every": 200,
-          "checkpoint_every": 400,
-          "keep_checkpoints": 1,
-          "log_every": 20,
-      },
+  return recipes.synthetic(
+      recall.RecallData,
+      model={"window": 16},
+      warmup_steps=50,
+      train={"num_steps": 800, "eval_every": 200, "checkpoint_every": 400},
   )

@@ -4,23 +4,44 @@
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
-import jax
 import numpy as np
 
 from titans_jax import inference
-from titans_jax import parallel
 from titans_jax.data import tokenizers
 from titans_jax.models import language_model
+from titans_jax.training import config as config_lib
 from titans_jax.training import step as step_lib
+from titans_jax.training import tasks
 
 Batch = dict[str, np.ndarray]
 
-# Evaluation batches are drawn apart from all training steps.
-_EVAL_STREAM = 2**31
 _EVAL_BATCHES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerData:
+  """What is trained on: the section `data` of such a run, but for its questions.
+
+  Attributes:
+    haystack: source of the text around what is asked for, as
+      `DataConfig.source`.
+    tokenizer: as `DataConfig.tokenizer`.
+    sequence_length: tokens of the longest text, question and answer included.
+    least_length: of the shortest; lengths between are as likely.
+    batch_size: texts per step.
+  """
+
+  haystack: str = "builtin"
+  tokenizer: str = "byte"
+  sequence_length: int = 512
+  least_length: int = 256
+  batch_size: int = 16
+
+  def __post_init__(self):
+    config_lib.check_lengths(self)
 
 
 class Example(NamedTuple):
@@ -59,9 +80,8 @@ class AnswerTask:
       model: language_model.TitansLM,
       draw: Callable[[np.random.Generator, int], Example],
       tokenizer: tokenizers.Tokenizer,
+      data: AnswerData,
       *,
-      batch_size: int,
-      lengths: tuple[int, int],
       seed: int,
       fingerprint: str,
   ):
@@ -71,19 +91,17 @@ class AnswerTask:
       model: what is evaluated.
       draw: (rng, length) -> an example of `length` tokens, answer and all.
       tokenizer: of the examples.
-      batch_size: rows of a batch.
-      lengths: the least, and the most, which is what a row is padded to.
+      data: sizes; rows are padded to the longest text.
       seed: of the examples.
       fingerprint: of what `draw` depends on.
     """
-    self.fingerprint = hashlib.sha256(
-        repr(
-            (fingerprint, tokenizer.fingerprint, batch_size, lengths, seed)
-        ).encode()
-    ).hexdigest()[:16]
+    lengths = data.least_length, data.sequence_length
+    self.fingerprint = tasks.fingerprint(
+        (fingerprint, tokenizer.fingerprint, data.batch_size, lengths, seed)
+    )
     self._draw = draw
     self._end = tokenizer.document_token
-    self._batch_size = batch_size
+    self._batch_size = data.batch_size
     self._lengths = lengths
     self._seed = seed
     self._eval_step = step_lib.jit_eval_step(model)
@@ -99,17 +117,12 @@ class AnswerTask:
 
     Both with the tokens before given.
     """
-    totals: dict[str, float] = {}
-    for i in range(_EVAL_BATCHES):
-      batch = self._batch(_EVAL_STREAM + i, question=False)
-      batch = parallel.place(batch, self._batch_size)
-      sums, _ = self._eval_step(params, batch, None)
-      for name, value in jax.device_get(sums).items():
-        totals[name] = totals.get(name, 0.0) + float(value)
-    return {
-        "eval_loss": totals["nats"] / totals["num_tokens"],
-        "eval_accuracy": totals["correct"] / totals["num_tokens"],
-    }
+    batches = (
+        self._batch(tasks.EVAL_STREAM + i, question=False)
+        for i in range(_EVAL_BATCHES)
+    )
+    found = tasks.measure(self._eval_step, params, batches, self._batch_size)
+    return {f"eval_{name}": value for name, value in found.items()}
 
   def _batch(self, stream: int, *, question: bool = True) -> Batch:
     """Draws a batch in which answers, and questions too, are scored."""
@@ -142,10 +155,7 @@ def ask(
     max_new_tokens: int,
 ) -> list[str]:
   """Returns what a model says behind prompts of any lengths, greedily."""
-  lengths = np.array([len(prompt) for prompt in prompts])
-  padded = np.zeros((len(prompts), lengths.max()), np.int32)
-  for row, prompt in zip(padded, prompts):
-    row[: len(prompt)] = prompt
+  padded, lengths = inference.pad_prompts(prompts)
   said = inference.generate(
       model,
       variables,

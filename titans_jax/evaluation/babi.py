@@ -11,7 +11,6 @@ between.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import pathlib
 import re
 from typing import NamedTuple, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 from titans_jax.data import tokenizers
 from titans_jax.evaluation import answers
 from titans_jax.evaluation import haystacks
-from titans_jax.training import config as config_lib
+from titans_jax.training import tasks
 
 _FEW_SHOT = (
     "Facts about persons and things are hidden in the text. Answer the question"
@@ -31,32 +30,14 @@ _FEW_SHOT = (
 
 
 @dataclasses.dataclass(frozen=True)
-class BabiData:
+class BabiData(answers.AnswerData):
   """What is trained on.
 
   Attributes:
     stories: file in the bAbI format.
-    haystack: source of the text around the facts, as `DataConfig.source`.
-    tokenizer: as `DataConfig.tokenizer`.
-    sequence_length: tokens of the longest text, question and answer included.
-    least_length: of the shortest; lengths between are as likely.
-    batch_size: texts per step.
   """
 
   stories: str = ""
-  haystack: str = "builtin"
-  tokenizer: str = "byte"
-  sequence_length: int = 512
-  least_length: int = 256
-  batch_size: int = 16
-
-  def __post_init__(self):
-    config_lib.check_at_least(self, "data", 1, "batch_size", "least_length")
-    if self.least_length > self.sequence_length:
-      raise ValueError(
-          f"data.least_length={self.least_length} is more than"
-          f" data.sequence_length={self.sequence_length}."
-      )
 
 
 class Story(NamedTuple):
@@ -145,9 +126,9 @@ class Stories:
     self._start = np.append(
         np.int32(tokenizer.document_token), tokenizer.encode(start.encode())
     ).astype(np.int32)
-    self.fingerprint = hashlib.sha256(
-        repr((stories, start, self._haystack.fingerprint)).encode()
-    ).hexdigest()[:16]
+    self.fingerprint = tasks.fingerprint(
+        (stories, start, self._haystack.fingerprint)
+    )
 
   def check(self, length: int, where: str) -> None:
     """Raises ValueError where texts of a length hold no story.
@@ -171,9 +152,9 @@ class Stories:
     Raises:
       ValueError: none of 100 stories is short enough.
     """
+    encode = lambda text: self._tokenizer.encode(text.encode())
     for _ in range(100):
       story = self._stories[rng.integers(len(self._stories))]
-      encode = lambda text: self._tokenizer.encode(text.encode())
       question = encode(f"\nQuestion: {story.question} Answer:")
       answer = encode(f" {story.answer}").astype(np.int32)
       facts = [encode(f" {fact}") for fact in story.facts]
@@ -202,8 +183,7 @@ def make_task(model, data: BabiData, seed: int) -> answers.AnswerTask:
       model,
       lambda rng, length: stories.draw(length, rng),
       tokenizer,
-      batch_size=data.batch_size,
-      lengths=(data.least_length, data.sequence_length),
+      data,
       seed=seed,
       fingerprint=stories.fingerprint,
   )

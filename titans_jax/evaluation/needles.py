@@ -17,7 +17,6 @@ import numpy as np
 from titans_jax.data import tokenizers
 from titans_jax.evaluation import answers
 from titans_jax.evaluation import haystacks
-from titans_jax.training import config as config_lib
 
 # A task's haystack and the kind of its values (the paper's Table 2 calls them
 # S-NIAH-PK, -N and -W; RULER's third has identifiers for values).
@@ -76,45 +75,25 @@ _NOUNS = (
     " tunnel turtle valley vessel village violin wagon walnut window winter wolf"
     " yacht zebra"
 )
+_WORDS = [np.array(part.split()) for part in (_ADJECTIVES, _NOUNS)]
 
 
 @dataclasses.dataclass(frozen=True)
-class NeedleData:
+class NeedleData(answers.AnswerData):
   """What is trained on.
 
   Attributes:
     tasks: names of `TASKS`, with commas between; each as often.
-    haystack: source of the essays, as `DataConfig.source`.
-    tokenizer: as `DataConfig.tokenizer`.
-    sequence_length: tokens of the longest text, question and answer included.
-    least_length: of the shortest; lengths between are as likely.
-    batch_size: texts per step.
   """
 
   tasks: str = "passkey,number,word,uuid"
-  haystack: str = "builtin"
-  tokenizer: str = "byte"
-  sequence_length: int = 512
   least_length: int = 448
-  batch_size: int = 16
 
   def __post_init__(self):
-    config_lib.check_at_least(self, "data", 1, "batch_size", "least_length")
-    check_tasks(self.tasks.split(","), "data.tasks")
-    if self.least_length > self.sequence_length:
-      raise ValueError(
-          f"data.least_length={self.least_length} is more than"
-          f" data.sequence_length={self.sequence_length}."
-      )
-
-
-def check_tasks(names, where: str) -> None:
-  """Raises ValueError where a task is none of `TASKS`."""
-  for name in names:
-    if name not in TASKS:
-      raise ValueError(
-          f"{where}: {name!r} is none of the tasks {', '.join(TASKS)}."
-      )
+    super().__post_init__()
+    for name in self.tasks.split(","):
+      if name not in TASKS:
+        raise ValueError(f"data.tasks: {name!r} is none of {', '.join(TASKS)}.")
 
 
 class Needles:
@@ -214,8 +193,7 @@ def make_task(model, data: NeedleData, seed: int) -> answers.AnswerTask:
       model,
       draw,
       tokenizer,
-      batch_size=data.batch_size,
-      lengths=(data.least_length, data.sequence_length),
+      data,
       seed=seed,
       fingerprint=repr((names, needles.fingerprint)),
   )
@@ -227,7 +205,7 @@ def is_right(example: answers.Example, said: str) -> bool:
 
 
 def _word(rng: np.random.Generator) -> str:
-  return f"{rng.choice(_ADJECTIVES.split())}-{rng.choice(_NOUNS.split())}"
+  return "-".join(rng.choice(part) for part in _WORDS)
 
 
 def _value(kind: str, rng: np.random.Generator) -> str:

@@ -12,22 +12,17 @@ random.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from typing import Any, Iterator
 
-import jax
 import numpy as np
 
-from titans_jax import parallel
 from titans_jax.models import config as model_config
 from titans_jax.models import language_model
 from titans_jax.training import config as config_lib
 from titans_jax.training import step as step_lib
+from titans_jax.training import tasks
 
 Batch = dict[str, np.ndarray]
-
-# Evaluation batches are drawn apart from all training steps.
-_EVAL_STREAM = 2**31
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,9 +145,7 @@ class RecallTask:
   def __init__(
       self, model: language_model.TitansLM, data: RecallData, *, seed: int
   ):
-    self.fingerprint = hashlib.sha256(repr((data, seed)).encode()).hexdigest()[
-        :16
-    ]
+    self.fingerprint = tasks.fingerprint((data, seed))
     self._data = data
     self._seed = seed
     self._eval_step = step_lib.jit_eval_step(model)
@@ -167,27 +160,22 @@ class RecallTask:
 
   def evaluate(self, params: Any) -> dict[str, float]:
     """Returns loss and accuracy at the training length."""
-    measured = self._measure(params, self._data, None)
-    return {
-        "eval_loss": measured["nats"],
-        "eval_accuracy": measured["correct"],
-    }
+    found = self._measure(params, self._data, None)
+    return {f"eval_{name}": value for name, value in found.items()}
 
   def accuracy(
       self, params: Any, filler_length: int, repeated: bool | None = None
   ) -> float:
     """Returns the accuracy with another length or kind of filler."""
     data = dataclasses.replace(self._data, filler_length=filler_length)
-    return self._measure(params, data, repeated)["correct"]
+    return self._measure(params, data, repeated)["accuracy"]
 
   def _measure(self, params, data, repeated, batches=8) -> dict[str, float]:
-    totals: dict[str, float] = {}
-    for i in range(batches):
-      rng = np.random.default_rng((self._seed, _EVAL_STREAM + i))
-      batch = make_batch(data, rng, repeated=repeated)
-      del batch["distances"]
-      batch = parallel.place(batch, data.batch_size)
-      sums, _ = self._eval_step(params, batch, None)
-      for name, value in jax.device_get(sums).items():
-        totals[name] = totals.get(name, 0.0) + float(value)
-    return {k: v / totals["num_tokens"] for k, v in totals.items()}
+    def drawn():
+      for i in range(batches):
+        rng = np.random.default_rng((self._seed, tasks.EVAL_STREAM + i))
+        batch = make_batch(data, rng, repeated=repeated)
+        del batch["distances"]
+        yield batch
+
+    return tasks.measure(self._eval_step, params, drawn(), data.batch_size)

@@ -3,8 +3,9 @@
 """Generation from a trained model."""
 
 from titans_jax.inference.generation import generate
+from titans_jax.inference.generation import pad_prompts
 from titans_jax.inference.generation import stream
 from titans_jax.inference.saved_states import load_state
 from titans_jax.inference.saved_states import save_state
 
-__all__ = ("generate", "load_state", "save_state", "stream")
+__all__ = ("generate", "load_state", "pad_prompts", "save_state", "stream")

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -142,6 +142,22 @@ def stream(
       logits, state = _next_logits(model, variables, jnp.asarray(tokens), state)
 
   return tokens_one_by_one(logits, state)
+
+
+def pad_prompts(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+  """Returns prompts of any lengths as what `generate` takes.
+
+  Args:
+    prompts: tokens, [P] each.
+
+  Returns:
+    int32 [B, P] of the longest, padded with zeros, and the lengths, int [B].
+  """
+  lengths = np.array([len(prompt) for prompt in prompts])
+  padded = np.zeros((len(prompts), lengths.max()), np.int32)
+  for row, prompt in zip(padded, prompts):
+    row[: len(prompt)] = prompt
+  return padded, lengths
 
 
 def prefill(

@@ -38,6 +38,19 @@ def check_at_least(config, section: str, least: int, *names: str) -> None:
       )
 
 
+def check_lengths(data) -> None:
+  """Raises ValueError where a section `data` has no rows, or lengths that no
+  draw from least_length to sequence_length can have."""
+  check_at_least(
+      data, "data", 1, "sequence_length", "least_length", "batch_size"
+  )
+  if data.least_length > data.sequence_length:
+    raise ValueError(
+        f"data.least_length={data.least_length} is more than"
+        f" data.sequence_length={data.sequence_length}."
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
   """What is read.

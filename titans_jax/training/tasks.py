@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import os
-from typing import Any, Iterator, Protocol
+from typing import Any, Iterable, Iterator, Protocol
 
 import jax
 import numpy as np
@@ -41,6 +42,40 @@ class Task(Protocol):
 
   def evaluate(self, params: Any) -> dict[str, float]:
     """Returns named numbers, `eval_loss` (nats per token) among them."""
+
+
+# The tasks that draw their batches draw evaluation apart from all training steps.
+EVAL_STREAM = 2**31
+
+
+def fingerprint(value: Any) -> str:
+  """Returns a short name of a value, equal exactly where its repr is."""
+  return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+
+
+def measure(
+    eval_step, params: Any, batches: Iterable[Batch], batch_size: int
+) -> dict[str, float]:
+  """Measures batches that know nothing of each other.
+
+  Args:
+    eval_step: of `step.jit_eval_step`.
+    params: of the model.
+    batches: as `Task.batches` yields them, finitely many.
+    batch_size: rows of each.
+
+  Returns:
+    `loss` (nats) and `accuracy`, over all scored tokens.
+  """
+  totals: dict[str, float] = {}
+  for batch in batches:
+    sums, _ = eval_step(params, parallel.place(batch, batch_size), None)
+    for name, value in jax.device_get(sums).items():
+      totals[name] = totals.get(name, 0.0) + float(value)
+  return {
+      "loss": totals["nats"] / totals["num_tokens"],
+      "accuracy": totals["correct"] / totals["num_tokens"],
+  }
 
 
 def prepare_corpus(
