@@ -6,16 +6,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from typing import Any, Callable, Iterator, Sequence
 
 from absl import flags
+from ml_collections import config_flags
 import numpy as np
 
 from pallas_kernels import command_line
 from titans_jax import data as data_lib
-from titans_jax.data import files
 from titans_jax.data import tokenizers
 from titans_jax.evaluation import answers
 from titans_jax.evaluation import recall
@@ -30,6 +29,7 @@ from titans_jax.training import trainer
 
 from . import _checkpoint
 from . import _flags
+from . import _results
 
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for the runs and what was measured.", required=True
@@ -103,6 +103,12 @@ def check_flags() -> None:
     )
   if STEP.value is not None and CHECKPOINT.value is None:
     raise ValueError(f"--step={STEP.value} needs --checkpoint.")
+  if CHECKPOINT.value is not None:
+    _refuse_overrides("checkpoint", "nothing is trained", ("",))
+  if INIT_FROM.value is not None:
+    _refuse_overrides(
+        "init_from", "model and tokenizer are its", ("model.", "data.tokenizer")
+    )
   command_line.check_names("variants", VARIANTS.value, model_config.VARIANTS)
   if LENGTHS.value is not None:
     if not LENGTHS.value:
@@ -110,6 +116,19 @@ def check_flags() -> None:
     for length in LENGTHS.value:
       if not length.strip().isdigit() or int(length) < 1:
         raise ValueError(f"--lengths: {length!r} is no number of tokens.")
+
+
+def _refuse_overrides(flag: str, why: str, prefixes: tuple[str, ...]) -> None:
+  """Raises ValueError for flags that mean nothing beside `flag`."""
+  given = [
+      f"config.{name}"
+      for name in config_flags.get_override_values(flags.FLAGS["config"])
+      if name.startswith(prefixes)
+  ]
+  if flags.FLAGS["variants"].present:
+    given.insert(0, "variants")
+  if given:
+    raise ValueError(f"--{given[0]} means nothing with --{flag}: {why}.")
 
 
 def measure_all(
@@ -219,16 +238,13 @@ def _run(values, name: str, data_class) -> config_lib.RunConfig:
   return config_lib.run_config(fields, data_class)
 
 
-class Results:
-  """results.json: what was measured so far, under the same settings."""
+class Results(_results.Results):
+  """Those of models that were asked, under the flags here."""
 
   def __init__(
-      self,
-      experiment: str,
-      settings: dict[str, Any],
-      paper: dict[str, Any],
+      self, experiment: str, settings: dict[str, Any], paper: dict[str, Any]
   ):
-    """Makes the workdir, and reads what an earlier call measured.
+    """Reads what an earlier call measured.
 
     Args:
       experiment: its name.
@@ -242,34 +258,7 @@ class Results:
         "max_new_tokens": MAX_NEW_TOKENS.value,
         "eval_seed": SEED.value,
     }
-    self.workdir = _flags.local_folder("workdir", WORKDIR.value)
-    self.workdir.mkdir(parents=True, exist_ok=True)
-    self._path = self.workdir / "results.json"
-    self.settings = settings
-    self.models: dict[str, dict[str, Any]] = {}
-    self._fixed = {
-        "experiment": experiment,
-        "settings": settings,
-        "paper": paper,
-    }
-    if self._path.exists():
-      before = json.loads(self._path.read_text())
-      if before.get("experiment") != experiment:
-        raise ValueError(
-            f"{self._path} is not of experiments.{experiment}: give another"
-            " --workdir."
-        )
-      changed = [
-          f"{name} was {before['settings'].get(name)!r} and is {value!r}"
-          for name, value in settings.items()
-          if before["settings"].get(name) != value
-      ]
-      if changed:
-        raise ValueError(
-            f"{self._path} was measured otherwise: {'; '.join(changed)}. Give"
-            " another --workdir, or remove the file."
-        )
-      self.models = before["models"]
+    super().__init__(WORKDIR.value, experiment, settings, paper)
 
   def of(self, subject: Subject) -> dict[str, Any]:
     """Returns a model's results: none if other parameters or other texts were
@@ -287,11 +276,6 @@ class Results:
           "accuracy": {},
       }
     return self.models[subject.name]["accuracy"]
-
-  def write(self) -> None:
-    files.replace(
-        self._path, json.dumps(self._fixed | {"models": self.models}, indent=1)
-    )
 
 
 def _lengths(

@@ -9,14 +9,12 @@ and writes results.json and recall.png, accuracy against distance. A run that
 was stopped goes on.
 """
 
-import json
 import pathlib
 
 from absl import app
 from absl import flags
 
 from pallas_kernels import command_line
-from titans_jax.data import files
 from titans_jax.evaluation import recall
 from titans_jax.models import config as model_config
 from titans_jax.models import language_model
@@ -26,6 +24,7 @@ from titans_jax.training import overlay
 from titans_jax.training import trainer
 
 from . import _flags
+from . import _results
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder that holds the runs.", required=True
@@ -46,27 +45,30 @@ def main(argv) -> None:
       checkpoints.CheckpointError, trainer.NonFiniteLossError
   ):
     command_line.check_names("variants", _VARIANTS.value, model_config.VARIANTS)
-    workdir = _flags.local_folder("workdir", _WORKDIR.value)
-    workdir.mkdir(parents=True, exist_ok=True)
+    values = _CONFIG.value.copy_and_resolve_references()
+    if _SMOKE.value:
+      _flags.shorten(values)
     # What an earlier call found for other variants stays.
-    path = workdir / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
+    results = _results.Results(
+        _WORKDIR.value,
+        "recall",
+        _results.config_settings(values, "model.variant"),
+    )
+    workdir = results.workdir
     for variant in _VARIANTS.value:
-      result = _run(variant, workdir / variant)
+      values.model.variant = variant
+      result = _run(values, workdir / variant)
       if result is None:
         return  # stopped by SIGTERM
-      results[variant] = result
-      _write(results, workdir)
-  print(_table(results))
+      results.models[variant] = result
+      results.write()
+      _plot(results.models, workdir / "recall.png")
+  print(_table(results.models))
   print(f"\nResults: {workdir}/results.json, {workdir}/recall.png")
 
 
-def _run(variant: str, workdir: pathlib.Path) -> dict | None:
+def _run(values, workdir: pathlib.Path) -> dict | None:
   """Trains one variant and measures it at every distance."""
-  values = _CONFIG.value.copy_and_resolve_references()
-  values.model.variant = variant
-  if _SMOKE.value:
-    _flags.shorten(values)
   run = overlay.run_config(
       values,
       recall.RecallData(**values.data.to_dict()).vocab_size,
@@ -77,10 +79,10 @@ def _run(variant: str, workdir: pathlib.Path) -> dict | None:
     raise ValueError(
         f"data.filler_length={run.data.filler_length} leaves queried pairs"
         f" within the {reach} tokens that attention and convolutions of"
-        f" {variant} can relay."
+        f" {run.model.variant} can relay."
     )
   print(
-      f"\n{variant}: queried pairs lie at least {run.data.least_distance} tokens"
+      f"\n{run.model.variant}: queried pairs lie at least {run.data.least_distance} tokens"
       f" back; attention and convolutions can relay {reach}. Guessing among the"
       f" values seen: {run.data.chance:.3f}."
   )
@@ -107,9 +109,8 @@ def _run(variant: str, workdir: pathlib.Path) -> dict | None:
   return result
 
 
-def _write(results: dict, workdir: pathlib.Path) -> None:
-  """Writes results.json and the plot of what is done so far."""
-  files.replace(workdir / "results.json", json.dumps(results, indent=2))
+def _plot(results: dict, path: pathlib.Path) -> None:
+  """Draws accuracy over distance."""
   pyplot = metrics.make_pyplot()
   figure, plots = pyplot.subplots(
       1, 2, figsize=(9, 3.8), sharey=True, layout="constrained"
@@ -132,7 +133,7 @@ def _write(results: dict, workdir: pathlib.Path) -> None:
     axes.grid(alpha=0.3)
   plots[0].set_ylabel("accuracy")
   plots[1].legend()
-  figure.savefig(workdir / "recall.png", dpi=120)
+  figure.savefig(path, dpi=120)
   pyplot.close(figure)
 
 

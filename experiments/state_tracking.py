@@ -12,14 +12,12 @@ Writes results.json and state_tracking.png. A run that was stopped goes on.
 
 from __future__ import annotations
 
-import json
 import pathlib
 
 from absl import app
 from absl import flags
 
 from pallas_kernels import command_line
-from titans_jax.data import files
 from titans_jax.evaluation import state_tracking
 from titans_jax.models import config as model_config
 from titans_jax.models import language_model
@@ -29,6 +27,7 @@ from titans_jax.training import overlay
 from titans_jax.training import trainer
 
 from . import _flags
+from . import _results
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder that holds the runs.", required=True
@@ -56,26 +55,31 @@ def main(argv) -> None:
     choices = (*model_config.VARIANTS, "linear")
     command_line.check_names("models", _MODELS.value, choices)
     command_line.check_names("tasks", _TASKS.value, list(state_tracking.TASKS))
-    workdir = _flags.local_folder("workdir", _WORKDIR.value)
-    workdir.mkdir(parents=True, exist_ok=True)
+    values = _CONFIG.value.copy_and_resolve_references()
+    if _SMOKE.value:
+      _flags.shorten(values)
     # What an earlier call found for others stays.
-    path = workdir / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
+    results = _results.Results(
+        _WORKDIR.value,
+        "state_tracking",
+        _results.config_settings(values, "model.variant", "data.task"),
+    )
+    workdir = results.workdir
     for task in _TASKS.value:
       for name in _MODELS.value:
-        result = _run(task, name, workdir / f"{task}_{name}")
+        result = _run(values, task, name, workdir / f"{task}_{name}")
         if result is None:
           return  # stopped by SIGTERM
-        results.setdefault(task, {})[name] = result
-        files.replace(path, json.dumps(results, indent=2))
-        _plot(results, workdir / "state_tracking.png")
-  print(_table(results))
+        results.models.setdefault(name, {})[task] = result
+        results.write()
+        _plot(results.models, workdir / "state_tracking.png")
+  print(_table(results.models))
   print(f"\nResults: {workdir}/results.json, {workdir}/state_tracking.png")
 
 
-def _run(task: str, name: str, workdir: pathlib.Path) -> dict | None:
+def _run(values, task: str, name: str, workdir: pathlib.Path) -> dict | None:
   """Trains a model on a task and measures it at every length."""
-  values = _CONFIG.value.copy_and_resolve_references()
+  values = values.copy_and_resolve_references()
   values.data.task = task
   values.model.variant = name
   if name == "linear":
@@ -85,8 +89,6 @@ def _run(task: str, name: str, workdir: pathlib.Path) -> dict | None:
   if name == "transformer":
     values.model.window = None
     values.model.max_length = _MULTIPLES[-1] * values.data.sequence_length
-  if _SMOKE.value:
-    _flags.shorten(values)
   data = state_tracking.StateTrackingData(**values.data.to_dict())
   run = overlay.run_config(
       values, data.vocab_size, state_tracking.StateTrackingData
@@ -105,8 +107,22 @@ def _run(task: str, name: str, workdir: pathlib.Path) -> dict | None:
   }
 
 
-def _plot(results, path: pathlib.Path) -> None:
+def _by_task(models: dict) -> dict[str, dict[str, dict]]:
+  """Returns results by task and model, from those by model and task."""
+  tasks = [
+      t for t in state_tracking.TASKS if any(t in m for m in models.values())
+  ]
+  return {
+      task: {
+          name: found[task] for name, found in models.items() if task in found
+      }
+      for task in tasks
+  }
+
+
+def _plot(models, path: pathlib.Path) -> None:
   """Draws the accuracy over the last tenth of a sequence against its length."""
+  results = _by_task(models)
   pyplot = metrics.make_pyplot()
   figure, plots = pyplot.subplots(
       1,
@@ -116,8 +132,8 @@ def _plot(results, path: pathlib.Path) -> None:
       squeeze=False,
       layout="constrained",
   )
-  for axes, (task, models) in zip(plots[0], results.items()):
-    for name, result in models.items():
+  for axes, (task, found_by) in zip(plots[0], results.items()):
+    for name, result in found_by.items():
       found = result["accuracy"]
       axes.plot(
           [int(n) for n in found],
@@ -138,11 +154,11 @@ def _plot(results, path: pathlib.Path) -> None:
   pyplot.close(figure)
 
 
-def _table(results) -> str:
+def _table(models) -> str:
   """Returns the accuracies as a table."""
   lines = ["\nAccuracy over all tokens / the last tenth, by length:"]
-  for task, models in results.items():
-    for name, result in models.items():
+  for task, found_by in _by_task(models).items():
+    for name, result in found_by.items():
       cells = "".join(
           f"  {n}: {x['accuracy']:.3f}/{x['last']:.3f}"
           for n, x in result["accuracy"].items()

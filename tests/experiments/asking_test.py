@@ -10,15 +10,14 @@ import pytest
 from tests.experiments import processes
 
 # A run that a second command measures.
+ASKED = ("--max_new_tokens=4", "--batch_size=4", "--smoke")
+TRAINED = ("--config.data.batch_size=2", *ASKED)
 SMALL = (
     "--config.model.num_layers=1",
     "--config.model.model_dim=16",
     "--config.model.window=16",
-    "--config.data.batch_size=2",
     "--variants=transformer",
-    "--max_new_tokens=4",
-    "--batch_size=4",
-    "--smoke",
+    *TRAINED,
 )
 FACTS = "".join(
     f"1 Mary moved to the {place}.\n2 Where is Mary? \t{place}\t1\n"
@@ -76,7 +75,7 @@ class AskingTest(parameterized.TestCase):
           f"--checkpoint={workdir / 'transformer'}",
           "--tasks=uuid",
           "--lengths=600",
-          *SMALL,
+          *ASKED,
       )
       process = processes.run("niah", *args)
       self.assertEqual(process.returncode, 0, process.stderr)
@@ -100,7 +99,7 @@ class AskingTest(parameterized.TestCase):
           f"--config.data.stories={self.stories}",
           f"--stories={self.stories}",
           f"--haystack={self.essays}",
-          *SMALL[3:],
+          *TRAINED,
       )
       self.assertEqual(process.returncode, 0, process.stderr)
       self.assertIn("Parameters of step 20 of", process.stdout)
@@ -127,7 +126,7 @@ class AskingTest(parameterized.TestCase):
           "--shots=1",
           f"--shots_from={self.folder / 'others.txt'}",
           "--lengths=500",
-          *SMALL,
+          *ASKED,
       )
       self.assertEqual(process.returncode, 0, process.stderr)
       self.assertIn("few-shot", process.stdout)
@@ -144,6 +143,18 @@ class AskingTest(parameterized.TestCase):
       ("--step=3", "--step=3 needs --checkpoint"),
       ("--checkpoint=x --init_from=y", "give one of the two"),
       ("--checkpoint=/nowhere", "holds no checkpoint"),
+      (
+          "--checkpoint=x --config.train.num_steps=5",
+          "--config.train.num_steps means nothing with --checkpoint",
+      ),
+      (
+          "--init_from=x --config.model.window=8",
+          "--config.model.window means nothing with --init_from",
+      ),
+      (
+          "--init_from=x --variants=mac",
+          "--variants means nothing with --init_from",
+      ),
       ("--config.data.least_length=100", "data.least_length=100: A"),
   )
   def test_bad_needles(self, arguments, message):
@@ -210,11 +221,11 @@ class StateTrackingTest(parameterized.TestCase):
     process = processes.run("state_tracking", *args)
     self.assertEqual(process.returncode, 0, process.stderr)
     results = json.loads((workdir / "results.json").read_text())
-    self.assertEqual(list(results), ["parity"])
-    self.assertEqual(list(results["parity"]), ["linear", "transformer"])
-    for result in results["parity"].values():
+    self.assertEqual(list(results["models"]), ["linear", "transformer"])
+    for result in results["models"].values():
+      self.assertEqual(list(result), ["parity"])
       self.assertEqual(
-          list(result["accuracy"]), ["16", "32", "64", "128", "256"]
+          list(result["parity"]["accuracy"]), ["16", "32", "64", "128", "256"]
       )
     linear = json.loads((workdir / "parity_linear/config.json").read_text())
     self.assertEqual(linear["model"]["memory"]["depth"], 1)

@@ -34,7 +34,9 @@ class RecallTest(parameterized.TestCase):
     )
     process = processes.run("recall", *args)
     self.assertEqual(process.returncode, 0, process.stderr)
-    results = json.loads((workdir / "results.json").read_text())
+    found = json.loads((workdir / "results.json").read_text())
+    self.assertEqual(found["experiment"], "recall")
+    results = found["models"]
     self.assertEqual(list(results), ["transformer"])
     for result in results.values():
       self.assertLess(result["reach"], result["accuracy"][0]["distance"])
@@ -46,10 +48,15 @@ class RecallTest(parameterized.TestCase):
       again = processes.run("recall", *args)
       self.assertEqual(again.returncode, 0, again.stderr)
       self.assertNotIn("Compiled the training step", again.stdout)
-      before = {name: result["accuracy"] for name, result in results.items()}
-      results = json.loads((workdir / "results.json").read_text())
       self.assertEqual(
-          {name: result["accuracy"] for name, result in results.items()}, before
+          json.loads((workdir / "results.json").read_text()), found
+      )
+    with self.subTest("others"):  # results of other settings do not mix
+      other = processes.run("recall", *args, "--config.train.z_loss=0.1")
+      self.assertEqual(other.returncode, 1)
+      self.assertIn(
+          "was measured otherwise: config.train.z_loss was 0.0 and is 0.1",
+          other.stderr,
       )
 
   @parameterized.parameters(

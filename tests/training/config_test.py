@@ -24,6 +24,34 @@ class RunConfigTest(parameterized.TestCase):
         config.run_config(json.loads(json.dumps(run.to_dict()))), run
     )
 
+  def test_differences(self):
+    run = self.make(seed=7, train=config.TrainConfig(num_steps=5))
+    saved = json.loads(json.dumps(run.to_dict()))
+    # A run that was saved before a field was added had its default
+    del saved["train"]["write_cost"], saved["model"]["forget_bias"]
+    self.assertEmpty(list(config.differences(saved, run)))
+    # and one of another program has fields that mean nothing here.
+    saved["model"]["memory"]["depth"] = 2
+    saved["train"]["num_steps"] = 6
+    saved["data"]["sauce"] = "soy"
+    saved["format_version"] = 99
+    self.assertEqual(
+        list(config.differences(saved, run)),
+        [
+            "data.sauce is 'soy' there and None here",
+            "format_version is 99 there and 1 here",
+            "model.memory.depth is 2 there and 3 here",
+            "train.num_steps is 6 there and 5 here",
+        ],
+    )
+    other = self.make(seed=7, train=config.TrainConfig(5, write_cost=0.1))
+    saved = run.to_dict()
+    del saved["train"]["write_cost"]
+    self.assertEqual(
+        list(config.differences(saved, other)),
+        ["train.write_cost is 0.0 there and 0.1 here"],
+    )
+
   def test_other_format_version(self):
     values = self.make().to_dict() | {"format_version": 99}
     with self.assertRaisesRegex(ValueError, "format version 99"):

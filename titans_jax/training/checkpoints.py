@@ -155,7 +155,7 @@ class Checkpoints:
     )
 
   def restore(
-      self, like: step_lib.TrainState, run: dict[str, Any]
+      self, like: step_lib.TrainState, run: config_lib.RunConfig
   ) -> Restored | None:
     """Returns the newest whole checkpoint, or None where there is none.
 
@@ -164,7 +164,7 @@ class Checkpoints:
 
     Args:
       like: a state of the same shapes and shardings, abstract or not.
-      run: the configuration that is to go on, plain values.
+      run: what is to go on.
 
     Raises:
       CheckpointError: there are checkpoints, but none is whole, or they are

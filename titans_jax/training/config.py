@@ -278,16 +278,32 @@ def run_config(values: dict[str, Any], data_class=DataConfig) -> RunConfig:
   )
 
 
-def differences(saved, wanted, path=()) -> Iterator[str]:
-  """Says in which fields two runs' plain values differ, but those in `FREE`."""
-  for name in sorted(set(saved) | set(wanted)):
+def differences(
+    saved: dict[str, Any], wanted: Any, path: tuple[str, ...] = ()
+) -> Iterator[str]:
+  """Says in which fields a saved run differs from one, but those in `FREE`.
+
+  A field that the saved run did not know yet had its default.
+
+  Args:
+    saved: plain values of a run, as `RunConfig.to_dict` returns them.
+    wanted: the run, or a section.
+    path: of the section.
+  """
+  defaults = {f.name: f.default for f in dataclasses.fields(wanted)}
+  if not path:
+    defaults["format_version"] = FORMAT_VERSION
+  for name in sorted(set(saved) | set(defaults)):
     here = (*path, name)
     if here in FREE:
       continue
-    old, new = saved.get(name), wanted.get(name)
-    if isinstance(old, dict) and isinstance(new, dict):
-      yield from differences(old, new, here)
-    elif old != new:
+    default = defaults.get(name)
+    new = getattr(wanted, name, default)
+    if dataclasses.is_dataclass(new):
+      yield from differences(saved.get(name, {}), new, here)
+      continue
+    old = saved.get(name, default)
+    if old != new:
       yield f"{'.'.join(here)} is {old!r} there and {new!r} here"
 
 

@@ -116,7 +116,7 @@ def train(
     )
     distributed.say(parameter_table(like.params))
     distributed.say(_devices_line(mesh, like))
-    restored = checkpoints.restore(like, run.to_dict())
+    restored = checkpoints.restore(like, run)
     checkpoints.check_space(like)
     if restored is None:
       state = step_lib.create_state(model, optimizer, run.seed, like)
@@ -431,7 +431,7 @@ def check_same_run(run: config_lib.RunConfig, workdir: epath.Path) -> None:
     saved = json.loads(path.read_text())
   except json.JSONDecodeError as error:
     raise ValueError(f"{path} is not readable as JSON: {error}.") from error
-  differences = list(config_lib.differences(saved, run.to_dict()))
+  differences = list(config_lib.differences(saved, run))
   if differences:
     raise ValueError(
         f"--workdir={workdir} holds another run: {'; '.join(differences)}."

@@ -1,0 +1,115 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""results.json: what an experiment has measured so far."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+from titans_jax.data import files
+from titans_jax.training import config as config_lib
+
+from . import _flags
+
+
+class Results:
+  """The results of one experiment, all taken in the same settings.
+
+  Attributes:
+    workdir: the folder that holds results.json.
+    settings: what they were taken in.
+    models: what was found, by the model's name.
+  """
+
+  def __init__(
+      self,
+      workdir: str,
+      experiment: str,
+      settings: dict[str, Any],
+      paper: dict[str, Any] | None = None,
+  ):
+    """Makes the workdir, and reads what an earlier call measured.
+
+    Args:
+      workdir: value of --workdir.
+      experiment: its name.
+      settings: plain values, that every row has in common.
+      paper: numbers to stand beside.
+
+    Raises:
+      ValueError: it was another experiment, or measured in other settings; or
+        results.json cannot be read.
+    """
+    self.workdir: pathlib.Path = _flags.local_folder("workdir", workdir)
+    self._path = self.workdir / "results.json"
+    self.settings = json.loads(json.dumps(settings))
+    self.models: dict[str, dict[str, Any]] = {}
+    self._experiment = experiment
+    self._paper = paper
+    if self._path.exists():
+      self._read()
+    self.workdir.mkdir(parents=True, exist_ok=True)
+
+  def _read(self) -> None:
+    try:
+      before = json.loads(self._path.read_text())
+    except ValueError as error:
+      raise ValueError(
+          f"{self._path} is not readable as JSON: {error}."
+      ) from error
+    if before.get("experiment") != self._experiment:
+      raise ValueError(
+          f"{self._path} is not of experiments.{self._experiment}: give another"
+          " --workdir."
+      )
+    old, new = _flat(before["settings"]), _flat(self.settings)
+    changed = [
+        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
+        for name in sorted(old | new)
+        if old.get(name) != new.get(name)
+    ]
+    if changed:
+      raise ValueError(
+          f"{self._path} was measured otherwise: {'; '.join(changed)}. Give"
+          " another --workdir, or remove the file."
+      )
+    self.models = before["models"]
+
+  def write(self) -> None:
+    """Writes results.json."""
+    fields = {
+        "experiment": self._experiment,
+        "settings": self.settings,
+        "models": self.models,
+    }
+    if self._paper is not None:
+      fields["paper"] = self._paper
+    files.replace(self._path, json.dumps(fields, indent=1))
+
+
+def config_settings(values, *skipped: str) -> dict[str, Any]:
+  """Returns the fields of a --config that results depend on, by their paths.
+
+  Args:
+    values: of --config.
+    *skipped: paths of fields that differ between the runs of one call.
+  """
+  free = {".".join(path) for path in config_lib.FREE} | set(skipped)
+  return {
+      f"config.{path}": value
+      for path, value in _flat(values.to_dict()).items()
+      if path not in free and path.split(".")[0] not in free
+  }
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns nested dictionaries as one, with paths for names."""
+  flat: dict[str, Any] = {}
+  for name, value in values.items():
+    if isinstance(value, dict):
+      flat |= _flat(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
