@@ -16,6 +16,7 @@ from titans_jax.layers import feed_forward
 from titans_jax.layers import linear
 from titans_jax.layers import neural_memory
 from titans_jax.memory import layout as layout_lib
+from titans_jax.memory import sharding
 from titans_jax.models import config as config_lib
 from titans_jax.models import memory_as_context
 from titans_jax.models import mixers
@@ -151,3 +152,41 @@ class Block(nn.Module):
     x = x + self.feed_forward(self.feed_forward_norm(x))
     position = layout.next_position(x.shape[0])
     return x, BlockState(position, document, mixer), gauges
+
+
+def over_layers(config: config_lib.TitansConfig, body):
+  """Scans body(block, carry, x) over the blocks' stacked parameters."""
+  return nn.scan(
+      body,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      length=config.num_layers,
+  )
+
+
+def read_fresh(
+    block: Block, x: Array, config: config_lib.TitansConfig
+) -> Array:
+  """Runs all blocks over whole sequences that start with x.
+
+  Args:
+    block: with the blocks' stacked parameters.
+    x: [B, T, d].
+    config: of the blocks.
+
+  Returns:
+    [B, T, d].
+  """
+  batch, length, _ = x.shape
+  layout = layout_lib.align((batch, length), config.unit)
+  document = jnp.full(batch, -1, jnp.int32)
+
+  def body(block, x, _):
+    state = block.initial_state(batch)
+    x, _, _ = block(x, state, layout, document)
+    return sharding.constrain(x), None
+
+  if config.remat:
+    body = nn.remat(body, prevent_cse=False)
+  x, _ = over_layers(config, body)(block, layout.arrange(x), None)
+  return layout.restore(x)

@@ -210,6 +210,10 @@ class TitansLM(nn.Module):
     )
     return state
 
+  def init_inputs(self) -> dict[str, Array]:
+    """Returns arguments for `init`."""
+    return {"tokens": jnp.zeros((1, self.config.unit), jnp.int32)}
+
   def check_tokens(self, tokens: Array) -> None:
     """Raises ValueError for concrete tokens outside the vocabulary."""
     _check_vocabulary(tokens, self.config.vocab_size, "tokens")
@@ -245,17 +249,8 @@ class TitansLM(nn.Module):
     def body(block, carry, _):
       return carry, block.initial_state(batch_size)
 
-    _, stacked = self._over_layers(body)(self.blocks, (), None)
+    _, stacked = blocks.over_layers(self.config, body)(self.blocks, (), None)
     return _by_layer(stacked)
-
-  def _over_layers(self, body):
-    """Scans body(block, carry, x) over the blocks' stacked parameters."""
-    return nn.scan(
-        body,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        length=self.config.num_layers,
-    )
 
   def _layout(self, tokens, state, mask, document_ids):
     """Returns where the tokens stand, and the last token's document [B]."""
@@ -314,7 +309,9 @@ class TitansLM(nn.Module):
 
       if config.remat:
         body = nn.remat(body, prevent_cse=False)
-      x, (stacked, gauges) = self._over_layers(body)(self.blocks, x, stacked)
+      x, (stacked, gauges) = blocks.over_layers(self.config, body)(
+          self.blocks, x, stacked
+      )
       state = _by_layer(stacked)
     return self.final_norm(x), state, gauges
 

@@ -32,6 +32,9 @@ PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(attention|memory)/\w+/kernel", ("embed", "heads")),
     (r"feed_forward/down/kernel", ("hidden", "embed")),
     (r"feed_forward/(gate|up)/kernel", ("embed", "hidden")),
+    # Of forecasters and classifiers: small.
+    (r"cycle|place", (None, None)),
+    (r"(trend|rest|patch|head)/kernel", (None, None)),
     (r"scale|bias", (None,)),
 )
 

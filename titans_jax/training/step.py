@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,21 @@ from titans_jax.models import states
 from titans_jax.training import config as config_lib
 
 Array = jax.Array
+
+
+class Model(Protocol):
+  """What is asked of a Flax module that is trained.
+
+  `apply(variables, **batch, method="loss")` returns the loss, a dictionary of
+  metrics with `num_tokens` among them (what the loss is the mean over), and the
+  state behind the batch, None where it has none.
+  """
+
+  def init_inputs(self) -> dict[str, Array]:
+    """Returns arguments for `init`, of the smallest size."""
+
+  init: Callable[..., Any]
+  apply: Callable[..., Any]
 
 
 class TrainState(NamedTuple):
@@ -37,14 +52,13 @@ class TrainState(NamedTuple):
   model_state: Any = None
 
 
-def init_params(model: language_model.TitansLM, seed: int):
+def init_params(model: Model, seed: int):
   """Returns fresh parameters."""
-  tokens = jnp.zeros((1, model.config.unit), jnp.int32)
-  return model.init(jax.random.key(seed), tokens)["params"]
+  return model.init(jax.random.key(seed), **model.init_inputs())["params"]
 
 
 def init_state(
-    model: language_model.TitansLM,
+    model: Model,
     optimizer: optax.GradientTransformation,
     seed: int,
     carried_rows: int | None = None,
@@ -67,7 +81,7 @@ def init_state(
 
 
 def abstract_state(
-    model: language_model.TitansLM,
+    model: Model,
     optimizer: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
     config: parallel.ParallelConfig,
@@ -90,7 +104,7 @@ def abstract_state(
 
 
 def create_state(
-    model: language_model.TitansLM,
+    model: Model,
     optimizer: optax.GradientTransformation,
     seed: int,
     like: TrainState,
@@ -123,24 +137,20 @@ def model_operations(
   )
 
 
-def _loss(params, batch, model_state, model, z_loss, write_cost=0.0):
+def _loss(params, batch, model_state, model, z_loss=0.0, write_cost=0.0):
   """Returns the loss, metrics and, if a state came in, the one behind."""
   variables = {"params": params}
-  carried = None
+  options = {"z_loss": z_loss, "write_cost": write_cost}
+  # Not every model has them.
+  options = {name: value for name, value in options.items() if value}
   if model_state is not None:
     fresh = model.init_state(variables, batch_size=1)
-    carried = states.carry(model_state, fresh)
+    options["state"] = states.carry(model_state, fresh)
   loss, metrics, behind = model.apply(
-      variables,
-      batch["tokens"],
-      batch["targets"],
-      carried,
-      mask=batch["mask"],
-      document_ids=batch["document_ids"],
-      z_loss=z_loss,
-      write_cost=write_cost,
-      method="loss",
+      variables, **batch, **options, method="loss"
   )
+  # Of a language model without what the options add.
+  metrics["loss"] = metrics.pop("cross_entropy", loss)
   if model_state is None:
     behind = None  # What is returned is kept in memory.
   return loss, (metrics, behind)
@@ -150,7 +160,7 @@ def train_step(
     state: TrainState,
     batch: dict[str, Array],
     *,
-    model: language_model.TitansLM,
+    model: Model,
     optimizer: optax.GradientTransformation,
     accumulation: int,
     z_loss: float,
@@ -160,7 +170,7 @@ def train_step(
 
   Args:
     state: before it.
-    batch: `tokens`, `targets`, `mask` and `document_ids`, [B, T] each.
+    batch: arrays [B, ...], by the names of the arguments of the model's `loss`.
     model: the model.
     optimizer: makes updates of gradients.
     accumulation: microbatches that the batch is cut into, one after another.
@@ -168,9 +178,9 @@ def train_step(
     write_cost: weight of the mean learning rate of the memories.
 
   Returns:
-    The state behind the step, and metrics: `loss` (cross-entropy, nats per
-    token), `accuracy`, `num_tokens`, `grad_norm`, `param_norm`, and `memory`,
-    the gauges of every block.
+    The state behind the step, and metrics: those of the model's
+    `loss`, and `loss` (of a language model cross-entropy, nats per token),
+    `grad_norm` and `param_norm`.
   """
   grad_fn = jax.value_and_grad(
       functools.partial(
@@ -190,16 +200,14 @@ def train_step(
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   metrics = metrics | {
-      "loss": metrics["cross_entropy"],
       "grad_norm": optax.tree.norm(grads),
       "param_norm": optax.tree.norm(params),
   }
-  del metrics["cross_entropy"]
   return TrainState(state.step + 1, params, opt_state, model_state), metrics
 
 
 def jit_train_step(
-    model: language_model.TitansLM,
+    model: Model,
     optimizer: optax.GradientTransformation,
     *,
     accumulation: int = 1,
@@ -286,10 +294,10 @@ def jit_eval_step(model: language_model.TitansLM):
   """
 
   def eval_step(params, batch, model_state):
-    _, (metrics, behind) = _loss(params, batch, model_state, model, 0.0)
+    _, (metrics, behind) = _loss(params, batch, model_state, model)
     count = metrics["num_tokens"]
     sums = {
-        "nats": metrics["cross_entropy"] * count,
+        "nats": metrics["loss"] * count,
         "correct": metrics["accuracy"] * count,
         "num_tokens": count,
     }

@@ -35,8 +35,8 @@ class Task(Protocol):
   def batches(self, first_step: int) -> Iterator[Batch]:
     """Yields the batches of first_step, first_step + 1, and so on.
 
-    Each is a function of its step alone: `tokens`, `targets` (negative: not
-    scored), `document_ids` and `mask`, [B, T] each: all rows, or those that
+    Each is a function of its step alone, and holds arrays [B, ...] by the names
+    of the arguments of the model's `loss`: all rows, or those that
     `parallel.row_group` gives this process.
     """
 

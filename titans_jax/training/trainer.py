@@ -56,7 +56,7 @@ class NonFiniteLossError(RuntimeError):
 def train(
     run: config_lib.RunConfig,
     workdir: str | os.PathLike[str],
-    model: language_model.TitansLM,
+    model: step_lib.Model,
     task: tasks.Task,
     init_from: str | os.PathLike[str] | None = None,
 ) -> Result:
@@ -174,7 +174,9 @@ class _Loop:
         write_cost=run.train.write_cost,
         like=like,
     )
-    self.flops = _share_of_peak(run, like)
+    self.flops = None
+    if isinstance(model, language_model.TitansLM):
+      self.flops = _share_of_peak(run, like)
     self.profiling = False
     self.evaluation = None
     self.progress = _Progress(self.first_step, run.train.num_steps)
