@@ -111,11 +111,7 @@ def check_flags() -> None:
     )
   command_line.check_names("variants", VARIANTS.value, model_config.VARIANTS)
   if LENGTHS.value is not None:
-    if not LENGTHS.value:
-      raise ValueError("--lengths names none.")
-    for length in LENGTHS.value:
-      if not length.strip().isdigit() or int(length) < 1:
-        raise ValueError(f"--lengths: {length!r} is no number of tokens.")
+    command_line.positive_integers("lengths", LENGTHS.value)
 
 
 def _refuse_overrides(flag: str, why: str, prefixes: tuple[str, ...]) -> None:

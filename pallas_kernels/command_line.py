@@ -51,6 +51,20 @@ def check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> None:
       raise ValueError(f"--{flag}: {name!r} is none of {', '.join(known)}.")
 
 
+def positive_integers(flag: str, values: Sequence[str]) -> list[int]:
+  """Returns a list flag's numbers, ascending, each once.
+
+  Raises:
+    ValueError: there is none, or one that is no positive integer.
+  """
+  if not values:
+    raise ValueError(f"--{flag} names none.")
+  for value in values:
+    if not value.strip().isdigit() or int(value) < 1:
+      raise ValueError(f"--{flag}: {value!r} is no positive integer.")
+  return sorted({int(value) for value in values})
+
+
 def device() -> jax.Device:
   """Returns the device that everything runs on.
 

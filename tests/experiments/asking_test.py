@@ -139,7 +139,7 @@ class AskingTest(parameterized.TestCase):
       ("--haystack=/nowhere", "--haystack='/nowhere' matches no file"),
       ("--samples=7", "--samples=7 is not a multiple of --depths=5"),
       ("--variants=rnn", "--variants: 'rnn' is none of"),
-      ("--lengths=1k", "--lengths: '1k' is no number"),
+      ("--lengths=1k", "--lengths: '1k' is no positive integer"),
       ("--step=3", "--step=3 needs --checkpoint"),
       ("--checkpoint=x --init_from=y", "give one of the two"),
       ("--checkpoint=/nowhere", "holds no checkpoint"),

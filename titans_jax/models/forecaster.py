@@ -121,7 +121,10 @@ class Forecaster(nn.Module):
     Returns:
       The loss; metrics: `num_tokens`, the values forecast; and no state.
     """
-    return _loss(self(history, phase), future, self.huber_delta)
+    error = optax.losses.huber_loss(
+        self(history, phase), future, delta=self.huber_delta
+    )
+    return _mean(error)
 
   def init_inputs(self) -> dict[str, Array]:
     """Returns arguments for `init`."""
@@ -167,7 +170,7 @@ class DLinear(nn.Module):
       self, history: Array, phase: Array, future: Array
   ) -> tuple[Array, dict[str, Any], None]:
     """Returns half the mean square error, as `Forecaster.loss`."""
-    return _loss(self(history, phase), future, jnp.inf)
+    return _mean(optax.losses.l2_loss(self(history, phase), future))
 
   def init_inputs(self) -> dict[str, Array]:
     """Returns arguments for `init`."""
@@ -181,7 +184,6 @@ def _init_inputs(look_back: int, channels: int) -> dict[str, Array]:
   }
 
 
-def _loss(forecast, future, delta):
-  error = optax.losses.huber_loss(forecast, future, delta)
-  count = jnp.asarray(future.size, jnp.int32)
+def _mean(error: Array) -> tuple[Array, dict[str, Any], None]:
+  count = jnp.asarray(error.size, jnp.int32)
   return jnp.mean(error), {"num_tokens": count}, None

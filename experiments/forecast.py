@@ -1,0 +1,219 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Long-term forecasting of time series (the paper's Table 3).
+
+    python -m experiments.forecast --csv=ETTh1.csv --workdir=runs/etth1
+    python -m experiments.forecast --csv=mine.csv --workdir=runs/mine \
+        --horizons=24 --config.data.look_back=168
+
+Trains the forecaster and the linear baseline for every horizon and seed, and
+measures both, and the last value seen, on the test rows. The CSV file has a date
+in its first column and a channel in every other. Writes results.json (MSE and
+MAE of scaled values, averages over seeds and their deviations) and forecast.png.
+A run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from absl import app
+from absl import flags
+import numpy as np
+
+from pallas_kernels import command_line
+from titans_jax.data import series as series_lib
+from titans_jax.evaluation import forecasting
+from titans_jax.models import forecaster
+from titans_jax.training import checkpoints
+from titans_jax.training import config as config_lib
+from titans_jax.training import metrics
+from titans_jax.training import overlay
+from titans_jax.training import trainer
+
+from . import _flags
+from . import _paper
+from . import _results
+
+_CSV = flags.DEFINE_string("csv", None, "File of the series.", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder that holds the runs.", required=True
+)
+_HORIZONS = flags.DEFINE_list(
+    "horizons", "96,192,336,720", "Steps to forecast."
+)
+_SEEDS = flags.DEFINE_integer(
+    "seeds", 3, "Runs of each, with other seeds.", lower_bound=1
+)
+_SMOKE = flags.DEFINE_bool("smoke", False, "Trains a few steps only.")
+_CONFIG = _flags.define_config("forecast.py")
+
+_MODELS = ("titans", "dlinear")
+_LAST_VALUE = "last value"
+
+
+def main(argv) -> None:
+  _flags.start(argv)
+  with _flags.clean_errors(
+      checkpoints.CheckpointError, trainer.NonFiniteLossError
+  ):
+    horizons = command_line.positive_integers("horizons", _HORIZONS.value)
+    values = _CONFIG.value.copy_and_resolve_references()
+    series = series_lib.read(_CSV.value)
+    for horizon in horizons:  # All must fit before the first is trained.
+      run = _run(values, series, "titans", horizon, 0)
+      _task(_model("titans", run, series), series, run)
+    results = _results.Results(
+        _WORKDIR.value,
+        "forecast",
+        {
+            **_results.config_settings(values, "data.horizon", "seed"),
+            "series": series.fingerprint,
+            "smoke": _SMOKE.value,
+        },
+        {"mse_mae": _paper.FORECASTS},
+    )
+    for horizon in horizons:
+      if not _measure(values, series, horizon, results):
+        return  # stopped by SIGTERM
+  print(_table(results.models, pathlib.Path(_CSV.value).stem))
+  workdir = results.workdir
+  print(f"\nResults: {workdir}/results.json, {workdir}/forecast.png")
+
+
+def _run(
+    values, series: series_lib.Series, name: str, horizon: int, seed: int
+) -> config_lib.RunConfig:
+  """Returns the run of a model, horizon and seed."""
+  values = values.copy_and_resolve_references()
+  values.data.horizon = horizon
+  values.seed += seed
+  data = forecasting.ForecastData(**values.data.to_dict())
+  windows = len(series.starts("train", data.look_back, horizon))
+  steps = windows // data.batch_size
+  values.train.num_steps = max(data.epochs * steps, 1)
+  values.train.eval_every = max(steps, 1)
+  if name == "dlinear":
+    values.optimizer.learning_rate = _DLINEAR_LEARNING_RATE
+  if _SMOKE.value:
+    _flags.shorten(values)
+  return overlay.run_config(values, 1, forecasting.ForecastData)
+
+
+# Of its authors, for the ETT data sets.
+_DLINEAR_LEARNING_RATE = 0.005
+
+
+def _model(name: str, run: config_lib.RunConfig, series: series_lib.Series):
+  sizes = {
+      "look_back": run.data.look_back,
+      "horizon": run.data.horizon,
+      "channels": len(series.channels),
+  }
+  if name == "dlinear":
+    return forecaster.DLinear(**sizes)
+  return forecaster.Forecaster(
+      config=run.model,
+      period=series.period,
+      patch_length=run.data.patch_length,
+      **sizes,
+  )
+
+
+def _task(model, series, run) -> forecasting.ForecastTask:
+  return forecasting.ForecastTask(model, series, run.data, seed=run.seed)
+
+
+def _measure(values, series, horizon: int, results: _results.Results) -> bool:
+  """Trains and measures what is not done yet; returns False if stopped."""
+  for name in _MODELS:
+    found = results.models.setdefault(name, {}).setdefault(str(horizon), {})
+    for seed in range(_SEEDS.value):
+      run = _run(values, series, name, horizon, seed)
+      model = _model(name, run, series)
+      task = _task(model, series, run)
+      if str(seed) in found:
+        continue
+      print(f"\n{name}, horizon {horizon}, seed {seed}:", flush=True)
+      workdir = results.workdir / f"{name}_{horizon}_{seed}"
+      trained = trainer.train(run, workdir, model, task)
+      if not trained.finished:
+        return False
+      found[str(seed)] = task.measure(trained.params, "test")
+      errors = (f"{k} {v:.4f}" for k, v in found[str(seed)].items())
+      print(f"test: {', '.join(errors)}", flush=True)
+      results.write()
+      if name == "titans":
+        _plot(model, trained.params, task, series, results.workdir)
+  results.models.setdefault(_LAST_VALUE, {})[str(horizon)] = {
+      "0": task.measure_last_value("test")
+  }
+  results.write()
+  return True
+
+
+def _plot(model, params, task, series, workdir: pathlib.Path) -> None:
+  """Draws forecasts beside the truth: three places of the test rows."""
+  places = np.linspace(0, task.num_windows("test") - 1, 3).astype(int)
+  batch = task.windows("test", places)
+  forecast = model.apply({"params": params}, batch["history"], batch["phase"])
+  pyplot = metrics.make_pyplot()
+  shown = min(3, len(series.channels))
+  figure, plots = pyplot.subplots(
+      shown,
+      len(places),
+      figsize=(4 * len(places), 2.2 * shown),
+      squeeze=False,
+      layout="constrained",
+  )
+  length, horizon = batch["history"].shape[1], batch["future"].shape[1]
+  future = np.arange(length, length + horizon)
+  for channel, row in enumerate(plots):
+    for i, axes in enumerate(row):
+      axes.plot(batch["history"][i, :, channel], color="gray", label="seen")
+      axes.plot(
+          future, batch["future"][i, :, channel], color="black", label="truth"
+      )
+      axes.plot(future, forecast[i, :, channel], color="C0", label="forecast")
+      axes.set_title(
+          f"{series.channels[-1 - channel]}, test window {places[i]:,}",
+          fontsize="small",
+      )
+  plots[0, 0].legend(fontsize="small")
+  figure.savefig(workdir / f"forecast_{horizon}.png", dpi=110)
+  pyplot.close(figure)
+
+
+def _table(models: dict, name: str) -> str:
+  """Returns errors by horizon, their averages, and the paper's."""
+  horizons = sorted({int(h) for found in models.values() for h in found})
+  lines = ["\nMSE / MAE of scaled values on the test rows, mean over seeds:"]
+  lines.append(
+      "model       " + "".join(f"{h:>16}" for h in horizons + ["average"])
+  )
+  for model, found in models.items():
+    cells, means = [], []
+    for horizon in horizons:
+      if str(horizon) not in found:
+        cells.append(f"{'':>16}")
+        continue
+      seeds = found[str(horizon)].values()
+      means.append([np.mean([s[k] for s in seeds]) for k in ("mse", "mae")])
+      cells.append(f"{means[-1][0]:>8.4f} /{means[-1][1]:.4f}")
+    average = np.mean(means, axis=0)
+    cells.append(f"{average[0]:>8.4f} /{average[1]:.4f}")
+    deviation = np.mean(
+        [np.std([s["mse"] for s in seeds.values()]) for seeds in found.values()]
+    )
+    lines.append(
+        f"{model:<12}" + "".join(cells) + f"   (MSE +- {deviation:.4f})"
+    )
+  if name in _paper.FORECASTS:
+    lines.append(f"\nThe paper's Table 3, {name}, average of the horizons:")
+    for model, (mse, mae) in _paper.FORECASTS[name].items():
+      lines.append(f"{model:<16}{mse:.3f} / {mae:.3f}")
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,103 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Windows in random order, and errors over all of a split."""
+
+import itertools
+import pathlib
+
+from absl.testing import absltest
+import jax
+import numpy as np
+import optax
+
+from tests.data import series_test
+from titans_jax.data import series as series_lib
+from titans_jax.evaluation import forecasting
+from titans_jax.models import forecaster
+from titans_jax.training import step as step_lib
+
+
+class ForecastTaskTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    hours = np.arange(400)[:, None]
+    values = np.sin(2 * np.pi * (hours + [0, 5]) / 24)
+    self.series = series_lib.read(
+        series_test.write(folder / "sines.csv", values)
+    )
+    self.data = forecasting.ForecastData(
+        look_back=24, horizon=7, batch_size=16, epochs=2
+    )
+    self.model = forecaster.DLinear(24, 7, 2)
+    self.task = self.make()
+
+  def make(self, **kwargs):
+    return forecasting.ForecastTask(
+        self.model, self.series, self.data, **{"seed": 0, **kwargs}
+    )
+
+  def test_an_epoch_has_every_window_at_most_once(self):
+    steps = self.task.steps_per_epoch
+    self.assertEqual(steps, (280 - 30) // 16)
+    epoch = list(itertools.islice(self.task.batches(0), steps + 1))
+    first = np.concatenate([b["history"][:, 0, 0] for b in epoch[:-1]])
+    futures = np.concatenate([b["future"] for b in epoch])
+    self.assertLen(first, steps * 16)
+    self.assertEqual(futures.shape[1:], (7, 2))
+    starts = {
+        tuple(row)
+        for b in epoch[:-1]
+        for row in b["history"].reshape(16, -1).round(4)
+    }
+    self.assertGreaterEqual(len(starts), 24)  # as many as there are phases
+    # A run that goes on finds the batches that follow.
+    later = next(self.task.batches(steps))
+    np.testing.assert_array_equal(later["future"], epoch[-1]["future"])
+    self.assertNotEqual(self.make(seed=1).fingerprint, self.task.fingerprint)
+
+  def test_errors_are_those_of_all_windows(self):
+    found = self.task.measure_last_value("test")
+    first, end = self.series.bounds["test"]
+    errors = [
+        self.series.values[i : i + 7] - self.series.values[i - 1]
+        for i in range(first, end - 6)
+    ]
+    self.assertLen(errors, self.task.num_windows("test"))
+    self.assertAlmostEqual(found["mse"], np.square(errors).mean(), places=5)
+    self.assertAlmostEqual(found["mae"], np.abs(errors).mean(), places=5)
+
+  def test_sines_are_learned(self):
+    optimizer = optax.adam(1e-2)
+    step = step_lib.jit_train_step(self.model, optimizer)
+    state = step_lib.init_state(self.model, optimizer, 0)
+    for batch in itertools.islice(self.task.batches(0), 200):
+      state, metrics = step(state, batch)
+    self.assertLess(float(metrics["loss"]), 0.01)
+    found = self.task.measure(state.params, "test")
+    self.assertLess(found["mse"], 0.05)
+    self.assertAlmostEqual(
+        self.task.evaluate(state.params)["eval_loss"],
+        self.task.measure(state.params, "val")["mse"],
+    )
+    windows = self.task.windows("test", np.array([0, 3]))
+    forecast = self.model.apply(
+        {"params": jax.device_get(state.params)},
+        windows["history"],
+        windows["phase"],
+    )
+    self.assertLess(np.abs(forecast - windows["future"]).mean(), 0.2)
+
+  def test_bad_sizes(self):
+    with self.assertRaisesRegex(ValueError, "look_back=20 is not a multiple"):
+      forecasting.ForecastData(look_back=20)
+    self.data = forecasting.ForecastData(
+        look_back=24, horizon=7, batch_size=512
+    )
+    with self.assertRaisesRegex(ValueError, "batch_size=512 is more than the"):
+      self.make()
+
+
+if __name__ == "__main__":
+  absltest.main()
