@@ -84,13 +84,22 @@ class SeriesTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ("4,,x", "expected a header"),
-      ("date,a\n2020-01-01,1\n2020-01-02,", "line 3, column 'a': a value is miss"),
+      (
+          "date,a\n2020-01-01,1\n2020-01-02,",
+          "line 3, column 'a': a value is miss",
+      ),
       ("date,a\n2020-01-01,1\n2020-01-02,nan", "'nan' is no finite number"),
       ("date,a\n2020-01-01,1\n2020-01-02,ten", "'ten' is no finite number"),
-      ("date,a\n2020-01-01,1\n2020-01-02,1,2", "line 3: 3 fields, but the head"),
+      (
+          "date,a\n2020-01-01,1\n2020-01-02,1,2",
+          "line 3: 3 fields, but the head",
+      ),
       ("date,a\n2020-01-01,1\nmonday,2", "line 3: 'monday' is no date"),
       ("date,a\n2020-01-01,1\n2020-01-01,2", "line 3: .* is there twice"),
-      ("date,a\n2020-01-02,1\n2020-01-01,2", "line 3: .* stands before an earl"),
+      (
+          "date,a\n2020-01-02,1\n2020-01-01,2",
+          "line 3: .* stands before an earl",
+      ),
   )
   def test_bad_files(self, text, message):
     path = self.folder / "bad.csv"

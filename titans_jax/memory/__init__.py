@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The neural long-term memory (the paper's section 3): pure functions, no Flax."""
 
+from titans_jax.memory import special_cases
 from titans_jax.memory.interface import read
 from titans_jax.memory.interface import scan
 from titans_jax.memory.networks import MLP
@@ -20,4 +21,5 @@ __all__ = (
     "init_state",
     "read",
     "scan",
+    "special_cases",
 )

@@ -10,6 +10,8 @@ matrix unit.
 
 from __future__ import annotations
 
+from titans_jax import memory as memory_lib
+from titans_jax.memory import special_cases
 from titans_jax.models import config as config_lib
 
 TitansConfig = config_lib.TitansConfig
@@ -74,6 +76,49 @@ def titans_760m_fast(variant: str = "mac", **overrides) -> TitansConfig:
 def titans_1_3b_fast(variant: str = "mac", **overrides) -> TitansConfig:
   """18 blocks of width 2048, 16 heads of 128, chunk 64."""
   return _preset(_fast(2048, 18), variant, overrides)
+
+
+# Models whose memory is a known rule (`memory.special_cases`), of the size of
+# titans_170m. Their rates are the layer's: theta in [0, theta_max].
+
+
+def _special(sizes: dict, overrides: dict) -> TitansConfig:
+  sizes = {"momentum": False, "num_persistent": 0, **sizes}
+  return titans_170m("lmm", **sizes | overrides)
+
+
+def delta_rule(**overrides) -> TitansConfig:
+  """DeltaNet's rule: a linear memory that does not forget, token by token."""
+  sizes = {
+      "memory": special_cases.LINEAR,
+      "chunk_size": 1,
+      "forget": "none",
+      "max_learning_rate": 0.5,  # beta of at most 1
+  }
+  return _special(sizes, overrides)
+
+
+def gated_delta_rule(**overrides) -> TitansConfig:
+  """The same with forgetting.
+
+  Gated DeltaNet's up to the scale of what is written: v, where it has v / alpha.
+  """
+  return delta_rule(**{"forget": "token"} | overrides)
+
+
+def ttt_linear(**overrides) -> TitansConfig:
+  """TTT-Linear's rule: one layer with residual and norm, chunks of 16."""
+  sizes = {
+      "memory": memory_lib.MLP(depth=1),
+      "chunk_size": 16,
+      "forget": "none",
+  }
+  return _special(sizes, overrides)
+
+
+def ttt_mlp(**overrides) -> TitansConfig:
+  """TTT-MLP's rule: two layers, chunks of 16."""
+  return ttt_linear(**{"memory": memory_lib.MLP(depth=2)} | overrides)
 
 
 def tiny(variant: str = "mac", **overrides) -> TitansConfig:
