@@ -144,3 +144,37 @@ FORECASTS = {
         "DLinear": (0.265, 0.317),
     },
 }
+
+# Table 4: top-1 accuracy in percent on GenomicBenchmarks, by its names.
+GENOMICS = {
+    "human_enhancers_cohn": {
+        "Titans (LMM)": 75.2,
+        "HyenaDNA": 74.2,
+        "Transformer++": 73.4,
+        "CNN": 69.5,
+    },
+    "human_enhancers_ensembl": {
+        "Titans (LMM)": 89.6,
+        "HyenaDNA": 89.2,
+        "Transformer++": 89.5,
+        "CNN": 68.9,
+    },
+    "human_ensembl_regulatory": {
+        "Titans (LMM)": 89.3,
+        "HyenaDNA": 93.8,
+        "Transformer++": 89.9,
+        "CNN": 93.3,
+    },
+    "human_nontata_promoters": {
+        "Titans (LMM)": 96.6,
+        "HyenaDNA": 96.6,
+        "Transformer++": 94.4,
+        "CNN": 84.6,
+    },
+    "human_ocr_ensembl": {
+        "Titans (LMM)": 79.9,
+        "HyenaDNA": 80.9,
+        "Transformer++": 79.5,
+        "CNN": 68.0,
+    },
+}

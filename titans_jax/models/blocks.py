@@ -165,7 +165,10 @@ def over_layers(config: config_lib.TitansConfig, body):
 
 
 def read_fresh(
-    block: Block, x: Array, config: config_lib.TitansConfig
+    block: Block,
+    x: Array,
+    config: config_lib.TitansConfig,
+    mask: Array | None = None,
 ) -> Array:
   """Runs all blocks over whole sequences that start with x.
 
@@ -173,12 +176,13 @@ def read_fresh(
     block: with the blocks' stacked parameters.
     x: [B, T, d].
     config: of the blocks.
+    mask: bool [B, T], False for padding, anywhere.
 
   Returns:
-    [B, T, d].
+    [B, T, d]; what stands at padding means nothing.
   """
   batch, length, _ = x.shape
-  layout = layout_lib.align((batch, length), config.unit)
+  layout = layout_lib.align((batch, length), config.unit, mask=mask)
   document = jnp.full(batch, -1, jnp.int32)
 
   def body(block, x, _):

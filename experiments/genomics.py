@@ -1,0 +1,205 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Classification of DNA (the paper's Table 4).
+
+    python -m experiments.genomics --data=human_nontata_promoters \
+        --workdir=runs/promoters
+    python -m experiments.genomics --workdir=runs/motifs
+
+--data is a folder with `train` and `test` in it, each a folder of classes, as
+GenomicBenchmarks has them, or `train.csv` and `test.csv` with the columns
+`sequence` and `label`. (Where `pip install genomic-benchmarks` is, its
+`download_dataset` makes such a folder.) Without --data the motif task is learned,
+whose two sites lie further apart than windows can relay, and measured up to eight
+times the training length. Trains --variants, each with --seeds, and writes
+results.json. A run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+from absl import app
+from absl import flags
+import numpy as np
+
+from pallas_kernels import command_line
+from titans_jax.data import genomes
+from titans_jax.evaluation import genomics
+from titans_jax.evaluation import recall
+from titans_jax.models import classifier
+from titans_jax.models import config as model_config
+from titans_jax.training import checkpoints
+from titans_jax.training import config as config_lib
+from titans_jax.training import overlay
+from titans_jax.training import trainer
+
+from . import _flags
+from . import _paper
+from . import _results
+
+_DATA = flags.DEFINE_string(
+    "data", None, "Folder with train and test; without it, the motif task."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder that holds the runs.", required=True
+)
+_VARIANTS = flags.DEFINE_list(
+    "variants", "lmm,transformer", "Which to train, with --config's sizes."
+)
+_SEEDS = flags.DEFINE_integer(
+    "seeds", 1, "Runs of each, with other seeds.", lower_bound=1
+)
+_SMOKE = flags.DEFINE_bool("smoke", False, "Trains a few steps only.")
+_CONFIG = _flags.define_config("genomics.py")
+
+# Of the motif task: sequences to train on, and lengths to measure at as
+# multiples of the training's.
+_MOTIFS = 16_384
+_MOTIFS_TESTED = 512
+_MULTIPLES = (1, 2, 4, 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sets:
+  """Sequences to train on, and to test with by the name of the result.
+
+  Attributes:
+    train: sequences.
+    tests: sequences, and the bases that a row holds, by name.
+  """
+
+  train: genomes.Sequences
+  tests: dict[str, tuple[genomes.Sequences, int]]
+
+
+def main(argv) -> None:
+  _flags.start(argv)
+  with _flags.clean_errors(
+      checkpoints.CheckpointError, trainer.NonFiniteLossError
+  ):
+    command_line.check_names("variants", _VARIANTS.value, model_config.VARIANTS)
+    values = _CONFIG.value.copy_and_resolve_references()
+    length = values.data.sequence_length
+    sets = _motifs(length) if _DATA.value is None else _read(length)
+    runs = {
+        (variant, seed): _run(values, variant, seed, sets)
+        for variant in _VARIANTS.value
+        for seed in range(_SEEDS.value)
+    }
+    results = _results.Results(
+        _WORKDIR.value,
+        "genomics",
+        {
+            **_results.config_settings(values, "model.variant", "seed"),
+            "sequences": sets.train.fingerprint,
+            "smoke": _SMOKE.value,
+        },
+        {"top_1": _paper.GENOMICS},
+    )
+    for (variant, seed), run in runs.items():
+      if not _measure(run, f"{variant}_{seed}", sets, results):
+        return  # stopped by SIGTERM
+  print(_table(results.models))
+  print(f"\nResults: {results.workdir}/results.json")
+
+
+def _read(length: int) -> _Sets:
+  """Returns the sequences of --data."""
+  folder = pathlib.Path(_DATA.value)
+  found = []
+  for name in ("train", "test"):
+    path = folder / name
+    if not path.exists():
+      path = folder / f"{name}.csv"
+    found.append(genomes.read(path, f"--data={folder}"))
+  train, test = found
+  if train.classes != test.classes:
+    raise ValueError(
+        f"--data={folder}: train has the classes {list(train.classes)}, test has"
+        f" {list(test.classes)}."
+    )
+  cut = np.mean([len(t) > length for t in train.tokens])
+  print(
+      f"{len(train.labels):,} sequences to train on, {len(test.labels):,} to test"
+      f" with; {cut:.1%} are longer than data.sequence_length={length} and are"
+      " cut."
+  )
+  return _Sets(train, {"test": (test, length)})
+
+
+def _motifs(length: int) -> _Sets:
+  """Returns sequences of the motif task."""
+  train = genomics.make_motifs(
+      _MOTIFS, max(length // 4, 1), length, np.random.default_rng(0)
+  )
+  multiples = _MULTIPLES[:2] if _SMOKE.value else _MULTIPLES
+  tests = {}
+  for longer in (multiple * length for multiple in multiples):
+    rng = np.random.default_rng((1, longer))
+    test = genomics.make_motifs(_MOTIFS_TESTED, longer, longer, rng)
+    tests[str(longer)] = test, longer
+  return _Sets(train, tests)
+
+
+def _run(values, variant: str, seed: int, sets: _Sets) -> config_lib.RunConfig:
+  values = values.copy_and_resolve_references()
+  values.model.variant = variant
+  values.seed += seed
+  data = genomics.GenomicsData(**values.data.to_dict())
+  steps = data.steps_per_epoch(len(sets.train.labels))
+  values.train.num_steps = data.epochs * steps
+  values.train.eval_every = steps
+  if _SMOKE.value:
+    _flags.shorten(values)
+  return overlay.run_config(values, genomes.VOCAB_SIZE, genomics.GenomicsData)
+
+
+def _measure(
+    run: config_lib.RunConfig, name: str, sets: _Sets, results: _results.Results
+) -> bool:
+  """Trains and measures what is not done yet; returns False if stopped."""
+  variant, seed = name.split("_")
+  found = results.models.setdefault(variant, {})
+  if seed in found:
+    return True
+  if _DATA.value is None:
+    print(
+        f"\n{name}: attention and convolutions can relay"
+        f" {recall.reach(run.model)} bases."
+    )
+  model = classifier.Classifier(run.model, len(sets.train.classes))
+  task = genomics.GenomicsTask(model, sets.train, run.data, seed=run.seed)
+  trained = trainer.train(run, results.workdir / name, model, task)
+  if not trained.finished:
+    return False
+  found[seed] = {
+      test: task.measure(trained.params, sequences, length)["accuracy"]
+      for test, (sequences, length) in sets.tests.items()
+  }
+  results.write()
+  return True
+
+
+def _table(models: dict) -> str:
+  """Returns accuracies by model, and the paper's."""
+  lines = ["\nAccuracy (top-1), mean and deviation over seeds:"]
+  for variant, found in models.items():
+    cells = ""
+    for test in next(iter(found.values())):
+      accuracy = [seed[test] for seed in found.values()]
+      name = test
+      if _DATA.value is None:
+        name = f"{int(test):,} bases ({genomics.least_distance(int(test)):,} apart)"
+      cells += f"   {name}: {np.mean(accuracy):.3f} +- {np.std(accuracy):.3f}"
+    lines.append(f"{variant:<12}{cells}")
+  name = _DATA.value and pathlib.Path(_DATA.value).name
+  if name in _paper.GENOMICS:
+    lines.append(f"\nThe paper's Table 4, {name} (percent):")
+    lines += [f"{m:<16}{v}" for m, v in _paper.GENOMICS[name].items()]
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,88 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Classification of DNA as a user runs it."""
+
+import json
+
+from absl.testing import parameterized
+import numpy as np
+import pytest
+
+from tests.data import genomes_test
+from tests.experiments import processes
+
+SMALL = (
+    "--smoke",
+    "--config.model.num_layers=1",
+    "--config.model.model_dim=16",
+    "--config.data.sequence_length=64",
+    "--config.data.batch_size=8",
+)
+
+
+class GenomicsTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.folder = processes.folder(cls)
+
+  def benchmark(self, name, **classes):
+    """Writes a folder in GenomicBenchmarks' form."""
+    for part in ("train", "test"):
+      genomes_test.write_classes(self.folder / name / part, classes)
+    return self.folder / name
+
+  @pytest.mark.slow
+  def test_a_folder_of_classes(self):
+    rng = np.random.default_rng(0)
+    sequences = {
+        name: ["".join(rng.choice(list(bases), 50)) for _ in range(20)]
+        for name, bases in (("negative", "AC"), ("positive", "GT"))
+    }
+    folder = self.benchmark("human_ocr_ensembl", **sequences)
+    workdir = self.folder / "classes"
+    args = (
+        f"--data={folder}",
+        f"--workdir={workdir}",
+        "--variants=lmm",
+        *SMALL,
+    )
+    process = processes.run("genomics", *args)
+    self.assertEqual(process.returncode, 0, process.stderr)
+    self.assertIn("HyenaDNA", process.stdout)
+    results = json.loads((workdir / "results.json").read_text())
+    self.assertEqual(results["experiment"], "genomics")
+    self.assertEqual(list(results["models"]["lmm"]), ["0"])
+    # Bases that the other class never has are learned in twenty steps.
+    self.assertGreater(results["models"]["lmm"]["0"]["test"], 0.9)
+
+  @pytest.mark.slow
+  def test_motifs(self):
+    workdir = self.folder / "motifs"
+    args = (f"--workdir={workdir}", "--variants=transformer", *SMALL)
+    process = processes.run("genomics", *args, "--config.model.window=16")
+    self.assertEqual(process.returncode, 0, process.stderr)
+    self.assertIn("can relay 32 bases", process.stdout)
+    results = json.loads((workdir / "results.json").read_text())
+    accuracy = results["models"]["transformer"]["0"]
+    self.assertEqual(list(accuracy), ["64", "128"])
+    self.assertBetween(min(accuracy.values()), 0.3, 0.7)
+
+  def test_bad_input(self):
+    folder = self.benchmark("bad", a=["ACGT"], b=["ACXT"])
+    one = self.benchmark("one", a=["ACGT"])
+    few = self.benchmark("few", a=["ACGT"], b=["ACGT"])
+    for arguments, message in (
+        ("--data=/nowhere", "there is no /nowhere/train.csv"),
+        (f"--data={folder}", "'X' at base 3"),
+        (f"--data={one}", "has 1 classes"),
+        (f"--data={few}", "batch_size=32 is more than the 1"),
+        ("--config.data.sequence_length=50", "does not hold the two sites"),
+        ("--variants=cnn", "--variants: 'cnn' is none of"),
+    ):
+      process = processes.run(
+          "genomics", f"--workdir={self.folder / 'none'}", *arguments.split()
+      )
+      processes.assert_refused(self, process, message)
+    self.assertFalse((self.folder / "none").exists())

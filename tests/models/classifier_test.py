@@ -1,0 +1,44 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The classifier: padding changes nothing, every token counts."""
+
+from absl.testing import parameterized
+import jax
+import numpy as np
+
+from titans_jax.models import classifier
+from titans_jax.models import presets
+
+
+class ClassifierTest(parameterized.TestCase):
+
+  @parameterized.parameters("lmm", "mac")
+  def test_padding_changes_nothing(self, variant):
+    config = presets.tiny(
+        variant=variant, num_layers=1, dtype="float64", param_dtype="float64"
+    )
+    model = classifier.Classifier(config, 3)
+    variables = model.init(jax.random.key(0), **model.init_inputs())
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(256, size=(2, 21)).astype(np.int32)
+    apply = jax.jit(model.apply)
+    expected = np.stack(
+        [apply(variables, tokens[:1])[0], apply(variables, tokens[1:, :13])[0]]
+    )
+    mask = np.arange(30) < np.array([[21], [13]])
+    padded = np.where(mask, np.pad(tokens, ((0, 0), (0, 9))), 7)
+    logits = apply(variables, padded.astype(np.int32), mask)
+    np.testing.assert_allclose(logits, expected, atol=1e-9)
+    loss, metrics, _ = model.apply(
+        variables, padded, np.array([2, -1]), mask, method="loss"
+    )
+    logits = expected[0]
+    np.testing.assert_allclose(
+        loss, np.log(np.exp(logits).sum()) - logits[2], rtol=1e-6
+    )
+    self.assertEqual(int(metrics["num_tokens"]), 1)
+    self.assertEqual(float(metrics["accuracy"]), float(logits.argmax() == 2))
+    changed = tokens.copy()
+    changed[0, 4] = (changed[0, 4] + 1) % 256
+    difference = apply(variables, changed[:1])[0] - expected[0]
+    self.assertGreater(np.abs(difference).max(), 1e-6)
