@@ -238,13 +238,18 @@ class Results(_results.Results):
   """Those of models that were asked, under the flags here."""
 
   def __init__(
-      self, experiment: str, settings: dict[str, Any], paper: dict[str, Any]
+      self,
+      experiment: str,
+      settings: dict[str, Any],
+      make_tables: Callable[[dict[str, Any]], list[_results.Table]],
+      paper: dict[str, Any],
   ):
     """Reads what an earlier call measured.
 
     Args:
       experiment: its name.
       settings: its own, `samples` among them; those of the flags here are added.
+      make_tables: as in `_results.Results`.
       paper: numbers to stand beside.
 
     Raises:
@@ -254,7 +259,7 @@ class Results(_results.Results):
         "max_new_tokens": MAX_NEW_TOKENS.value,
         "eval_seed": SEED.value,
     }
-    super().__init__(WORKDIR.value, experiment, settings, paper)
+    super().__init__(WORKDIR.value, experiment, settings, make_tables, paper)
 
   def of(self, subject: Subject) -> dict[str, Any]:
     """Returns a model's results: none if other parameters or other texts were

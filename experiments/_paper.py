@@ -178,3 +178,16 @@ GENOMICS = {
         "CNN": 68.0,
     },
 }
+
+# Figure 9, read from the plot: thousand training tokens a second at 2K to 16K.
+EFFICIENCY_LENGTHS = (2048, 4096, 8192, 16384)
+EFFICIENCY = {
+    "Transformer++": (49.8, 42.3, 34.9, 24.1),
+    "Mamba2": (42.6, 42.3, 42.4, 42.3),
+    "Gated DeltaNet": (41.0, 40.0, 39.8, 39.7),
+    "Titans (MAL)": (40.8, 40.8, 40.6, 40.4),
+    "Titans (MAG)": (36.2, 36.2, 36.1, 35.9),
+    "Titans (MAC)": (36.1, 36.1, 36.0, 35.9),
+    "Titans (LMM)": (35.3, 35.3, 35.2, 35.1),
+    "Mamba": (34.5, 34.4, 34.6, 34.9),
+}

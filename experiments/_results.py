@@ -6,12 +6,35 @@ from __future__ import annotations
 
 import json
 import pathlib
-from typing import Any
+from typing import Any, Callable, NamedTuple, Sequence
 
 from titans_jax.data import files
 from titans_jax.training import config as config_lib
 
 from . import _flags
+
+
+class Table(NamedTuple):
+  """What was found, for people to read.
+
+  Attributes:
+    title: a line.
+    columns: their heads; the first is that of the rows' names.
+    rows: names and cells, as text.
+  """
+
+  title: str
+  columns: Sequence[str]
+  rows: Sequence[Sequence[str]]
+
+  def __str__(self) -> str:
+    lines = [list(self.columns), *map(list, self.rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines)]
+    text = [self.title]
+    for name, *cells in lines:
+      aligned = (f"{c:>{w}}" for c, w in zip(cells, widths[1:]))
+      text.append("  ".join([f"{name:<{widths[0]}}", *aligned]))
+    return "\n".join(text)
 
 
 class Results:
@@ -28,6 +51,7 @@ class Results:
       workdir: str,
       experiment: str,
       settings: dict[str, Any],
+      make_tables: Callable[[dict[str, Any]], list[Table]],
       paper: dict[str, Any] | None = None,
   ):
     """Makes the workdir, and reads what an earlier call measured.
@@ -36,6 +60,7 @@ class Results:
       workdir: value of --workdir.
       experiment: its name.
       settings: plain values, that every row has in common.
+      make_tables: of `models`, and of the paper's numbers.
       paper: numbers to stand beside.
 
     Raises:
@@ -47,6 +72,7 @@ class Results:
     self.settings = json.loads(json.dumps(settings))
     self.models: dict[str, dict[str, Any]] = {}
     self._experiment = experiment
+    self._make_tables = make_tables
     self._paper = paper
     if self._path.exists():
       self._read()
@@ -83,10 +109,18 @@ class Results:
         "experiment": self._experiment,
         "settings": self.settings,
         "models": self.models,
+        "tables": [t._asdict() for t in self._make_tables(self.models)],
     }
     if self._paper is not None:
       fields["paper"] = self._paper
     files.replace(self._path, json.dumps(fields, indent=1))
+
+  def print_tables(self) -> None:
+    """Prints what was found, and where it is."""
+    for table in self._make_tables(self.models):
+      print(f"\n{table}")
+    plots = sorted(path.name for path in self.workdir.glob("*.png"))
+    print(f"\nIn {self.workdir}: {', '.join(['results.json', *plots])}")
 
 
 def config_settings(values, *skipped: str) -> dict[str, Any]:

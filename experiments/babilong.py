@@ -31,6 +31,7 @@ from titans_jax.training import trainer
 from . import _asking
 from . import _flags
 from . import _paper
+from . import _results
 
 _STORIES = flags.DEFINE_string(
     "stories", None, "bAbI file with the questions to ask.", required=True
@@ -77,7 +78,7 @@ def main(argv) -> None:
         "fine_tuned": _paper.BABI_FINE_TUNED,
         "few_shot": _paper.BABI_FEW_SHOT,
     }
-    results = _asking.Results("babilong", settings, paper)
+    results = _asking.Results("babilong", settings, _tables, paper)
     if not _asking.measure_all(
         _measure,
         results,
@@ -88,9 +89,7 @@ def main(argv) -> None:
         multiples=_MULTIPLES,
     ):
       return  # stopped by SIGTERM
-  print(_table(results.models))
-  workdir = results.workdir
-  print(f"\nResults: {workdir}/results.json, {workdir}/babilong.png")
+  results.print_tables()
 
 
 def _shots(stories: list[babi.Story]) -> list[babi.Story]:
@@ -161,27 +160,31 @@ def _plot(models, path: pathlib.Path) -> None:
   pyplot.close(figure)
 
 
-def _table(models) -> str:
+def _tables(models) -> list[_results.Table]:
   """Returns our accuracies, and the paper's."""
-  lines = ["\nAccuracy by length in tokens:"]
+  lengths = sorted({int(n) for m in models.values() for n in m["accuracy"]})
+  rows = []
   for name, model in models.items():
-    cells = "".join(
-        f"  {n:>9,}: {model['accuracy'][str(n)]:.3f}"
-        for n in sorted(map(int, model["accuracy"]))
-    )
-    lines.append(
-        f"{name:<14}{cells}   (trained to {model['trained_length']:,})"
-    )
+    cells = (model["accuracy"].get(str(n)) for n in lengths)
+    shown = ("" if cell is None else f"{cell:.3f}" for cell in cells)
+    rows.append([name, *shown, f"{model['trained_length']:,}"])
+  ours = _results.Table(
+      "Accuracy by tokens of the text; tokens that were trained on:",
+      ["", *(f"{n:,}" for n in lengths), "trained"],
+      rows,
+  )
   kind = "few-shot" if _SHOTS.value else "fine-tuned"
-  lines.append(f"\nThe paper's Figure 6, {kind} (percent, larger models):")
-  paper = _paper.BABI_FEW_SHOT if _SHOTS.value else _paper.BABI_FINE_TUNED
-  for name, values in paper.items():
-    cells = "".join(
-        f" {length // 1000:>6,}K: {value}"
-        for length, value in zip(_paper.BABI_LENGTHS, values)
-    )
-    lines.append(f"{name:<24}{cells}")
-  return "\n".join(lines)
+  numbers = _paper.BABI_FEW_SHOT if _SHOTS.value else _paper.BABI_FINE_TUNED
+  missing = len(_paper.BABI_LENGTHS)
+  paper = _results.Table(
+      f"The paper's Figure 6, {kind} (percent, larger models):",
+      ["", *(f"{n // 1000:,}K" for n in _paper.BABI_LENGTHS)],
+      [
+          [name, *map(str, values), *[""] * (missing - len(values))]
+          for name, values in numbers.items()
+      ],
+  )
+  return [ours, paper]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@
 Trains the forecaster and the linear baseline for every horizon and seed, and
 measures both, and the last value seen, on the test rows. The CSV file has a date
 in its first column and a channel in every other. Writes results.json (MSE and
-MAE of scaled values, averages over seeds and their deviations) and forecast.png.
+MAE of scaled values for every seed) and, for every horizon, a plot of forecasts.
 A run that was stopped goes on.
 """
 
@@ -71,14 +71,13 @@ def main(argv) -> None:
             "series": series.fingerprint,
             "smoke": _SMOKE.value,
         },
+        _tables,
         {"mse_mae": _paper.FORECASTS},
     )
     for horizon in horizons:
       if not _measure(values, series, horizon, results):
         return  # stopped by SIGTERM
-  print(_table(results.models, pathlib.Path(_CSV.value).stem))
-  workdir = results.workdir
-  print(f"\nResults: {workdir}/results.json, {workdir}/forecast.png")
+  results.print_tables()
 
 
 def _run(
@@ -184,35 +183,42 @@ def _plot(model, params, task, series, workdir: pathlib.Path) -> None:
   pyplot.close(figure)
 
 
-def _table(models: dict, name: str) -> str:
+def _tables(models: dict) -> list[_results.Table]:
   """Returns errors by horizon, their averages, and the paper's."""
   horizons = sorted({int(h) for found in models.values() for h in found})
-  lines = ["\nMSE / MAE of scaled values on the test rows, mean over seeds:"]
-  lines.append(
-      "model       " + "".join(f"{h:>16}" for h in horizons + ["average"])
-  )
+  rows = []
   for model, found in models.items():
-    cells, means = [], []
+    cells, means, deviations = [], [], []
     for horizon in horizons:
-      if str(horizon) not in found:
-        cells.append(f"{'':>16}")
+      seeds = found.get(str(horizon), {}).values()
+      if not seeds:
+        cells.append("")
         continue
-      seeds = found[str(horizon)].values()
       means.append([np.mean([s[k] for s in seeds]) for k in ("mse", "mae")])
-      cells.append(f"{means[-1][0]:>8.4f} /{means[-1][1]:.4f}")
-    average = np.mean(means, axis=0)
-    cells.append(f"{average[0]:>8.4f} /{average[1]:.4f}")
-    deviation = np.mean(
-        [np.std([s["mse"] for s in seeds.values()]) for seeds in found.values()]
-    )
-    lines.append(
-        f"{model:<12}" + "".join(cells) + f"   (MSE +- {deviation:.4f})"
-    )
-  if name in _paper.FORECASTS:
-    lines.append(f"\nThe paper's Table 3, {name}, average of the horizons:")
-    for model, (mse, mae) in _paper.FORECASTS[name].items():
-      lines.append(f"{model:<16}{mse:.3f} / {mae:.3f}")
-  return "\n".join(lines)
+      deviations.append(np.std([s["mse"] for s in seeds]))
+      cells.append(f"{means[-1][0]:.4f}/{means[-1][1]:.4f}")
+    if means:
+      average = np.mean(means, axis=0)
+      cells.append(f"{average[0]:.4f}/{average[1]:.4f}")
+      rows.append([model, *cells, f"{np.mean(deviations):.4f}"])
+  ours = _results.Table(
+      "MSE/MAE of scaled values on the test rows by horizon, mean over seeds; the"
+      " MSE's deviation over seeds:",
+      ["", *map(str, horizons), "average", "deviation"],
+      rows,
+  )
+  name = pathlib.Path(_CSV.value).stem
+  if name not in _paper.FORECASTS:
+    return [ours]
+  paper = _results.Table(
+      f"The paper's Table 3, {name}, average of the horizons 96 to 720:",
+      ["", "MSE", "MAE"],
+      [
+          [model, f"{mse:.3f}", f"{mae:.3f}"]
+          for model, (mse, mae) in _paper.FORECASTS[name].items()
+      ],
+  )
+  return [ours, paper]
 
 
 if __name__ == "__main__":

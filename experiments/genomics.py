@@ -96,13 +96,13 @@ def main(argv) -> None:
             "sequences": sets.train.fingerprint,
             "smoke": _SMOKE.value,
         },
+        _tables,
         {"top_1": _paper.GENOMICS},
     )
     for (variant, seed), run in runs.items():
       if not _measure(run, f"{variant}_{seed}", sets, results):
         return  # stopped by SIGTERM
-  print(_table(results.models))
-  print(f"\nResults: {results.workdir}/results.json")
+  results.print_tables()
 
 
 def _read(length: int) -> _Sets:
@@ -182,23 +182,32 @@ def _measure(
   return True
 
 
-def _table(models: dict) -> str:
+def _tables(models: dict) -> list[_results.Table]:
   """Returns accuracies by model, and the paper's."""
-  lines = ["\nAccuracy (top-1), mean and deviation over seeds:"]
+  tests = list(next(iter(next(iter(models.values())).values())))
+  heads = tests
+  if _DATA.value is None:
+    heads = [
+        f"{int(n):,} ({genomics.least_distance(int(n)):,} apart)" for n in tests
+    ]
+  rows = []
   for variant, found in models.items():
-    cells = ""
-    for test in next(iter(found.values())):
-      accuracy = [seed[test] for seed in found.values()]
-      name = test
-      if _DATA.value is None:
-        name = f"{int(test):,} bases ({genomics.least_distance(int(test)):,} apart)"
-      cells += f"   {name}: {np.mean(accuracy):.3f} +- {np.std(accuracy):.3f}"
-    lines.append(f"{variant:<12}{cells}")
-  name = _DATA.value and pathlib.Path(_DATA.value).name
-  if name in _paper.GENOMICS:
-    lines.append(f"\nThe paper's Table 4, {name} (percent):")
-    lines += [f"{m:<16}{v}" for m, v in _paper.GENOMICS[name].items()]
-  return "\n".join(lines)
+    accuracy = np.array([list(seed.values()) for seed in found.values()])
+    cells = (
+        f"{m:.3f} +- {d:.3f}" for m, d in zip(accuracy.mean(0), accuracy.std(0))
+    )
+    rows.append([variant, *cells])
+  title = "Accuracy (top-1), mean and deviation over seeds:"
+  ours = _results.Table(title, ["", *heads], rows)
+  name = pathlib.Path(_DATA.value).name if _DATA.value else None
+  if name not in _paper.GENOMICS:
+    return [ours]
+  paper = _results.Table(
+      f"The paper's Table 4, {name} (percent):",
+      ["", "top-1"],
+      [[model, str(value)] for model, value in _paper.GENOMICS[name].items()],
+  )
+  return [ours, paper]
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from titans_jax.training import trainer
 from . import _asking
 from . import _flags
 from . import _paper
+from . import _results
 
 _TASKS = flags.DEFINE_list(
     "tasks", "passkey,number,word", f"Of {', '.join(needles.TASKS)}."
@@ -73,7 +74,7 @@ def main(argv) -> None:
         "depths": depths,
     }
     paper = {"lengths": _paper.NEEDLE_LENGTHS, "accuracy": _paper.NEEDLES}
-    results = _asking.Results("niah", settings, paper)
+    results = _asking.Results("niah", settings, _tables, paper)
     if not _asking.measure_all(
         _measure,
         results,
@@ -84,9 +85,7 @@ def main(argv) -> None:
         multiples=_MULTIPLES,
     ):
       return  # stopped by SIGTERM
-  print(_table(results.models))
-  workdir = results.workdir
-  print(f"\nResults: {workdir}/results.json, {workdir}/niah.png")
+  results.print_tables()
 
 
 def _prepare(tokenizer, lengths: list[int]) -> needles.Needles:
@@ -168,36 +167,44 @@ def _plot(models, path: pathlib.Path) -> None:
   pyplot.close(figure)
 
 
-def _table(models) -> str:
+def _tables(models) -> list[_results.Table]:
   """Returns our accuracies over all depths, and the paper's."""
-  lines = ["\nAccuracy by length in tokens, over all depths:"]
+  lengths = sorted(
+      {
+          int(n)
+          for m in models.values()
+          for t in m["accuracy"].values()
+          for n in t
+      }
+  )
+  rows = []
   for task in needles.TASKS:
     for name, model in models.items():
-      found = model["accuracy"].get(task, {})
+      found = model["accuracy"].get(task)
       if found:
-        cells = "".join(
-            f"  {int(n):>7,}: {np.mean(found[n]):.3f}"
-            for n in sorted(found, key=int)
-        )
-        lines.append(
-            f"{task:<8} {name:<14}{cells}   (trained to"
-            f" {model['trained_length']:,}; attention and convolutions relay"
-            f" {model['reach']:,})"
-        )
-  lines.append("\nThe paper's Table 2 (percent, far larger models):")
-  for name, tasks in _paper.NEEDLES.items():
-    lines.append(
-        f"{name:<14}"
-        + "   ".join(
-            f"{task} "
-            + " ".join(
-                f"{length // 1024}K {value:.1f}"
-                for length, value in zip(_paper.NEEDLE_LENGTHS, values)
-            )
-            for task, values in tasks.items()
-        )
-    )
-  return "\n".join(lines)
+        cells = [
+            f"{np.mean(found[str(n)]):.3f}" if str(n) in found else ""
+            for n in lengths
+        ]
+        known = f"{model['trained_length']:,}", f"{model['reach']:,}"
+        rows.append([f"{task}, {name}", *cells, *known])
+  ours = _results.Table(
+      "Accuracy by tokens of the text, mean over depths; tokens that were trained"
+      " on, and that attention and convolutions can relay:",
+      ["", *(f"{n:,}" for n in lengths), "trained", "relayed"],
+      rows,
+  )
+  rows = [
+      [f"{task}, {name}", *map(str, values)]
+      for name, tasks in _paper.NEEDLES.items()
+      for task, values in tasks.items()
+  ]
+  paper = _results.Table(
+      "The paper's Table 2 (percent, far larger models):",
+      ["", *(f"{n:,}" for n in _paper.NEEDLE_LENGTHS)],
+      rows,
+  )
+  return [ours, paper]
 
 
 if __name__ == "__main__":

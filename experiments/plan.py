@@ -127,7 +127,7 @@ def make_plan(run: config_lib.RunConfig, devices) -> dict[str, Any]:
         optimizer,
         accumulation=run.train.accumulation,
         z_loss=run.train.z_loss,
-        write_cost=run.train.write_cost,
+        memory_cost=run.train.memory_cost,
         like=like,
     ).trace(like, batch)
     platform = mesh.devices.flat[0].platform

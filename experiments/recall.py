@@ -53,6 +53,7 @@ def main(argv) -> None:
         _WORKDIR.value,
         "recall",
         _results.config_settings(values, "model.variant"),
+        _tables,
     )
     workdir = results.workdir
     for variant in _VARIANTS.value:
@@ -63,8 +64,7 @@ def main(argv) -> None:
       results.models[variant] = result
       results.write()
       _plot(results.models, workdir / "recall.png")
-  print(_table(results.models))
-  print(f"\nResults: {workdir}/results.json, {workdir}/recall.png")
+  results.print_tables()
 
 
 def _run(values, workdir: pathlib.Path) -> dict | None:
@@ -137,22 +137,24 @@ def _plot(results: dict, path: pathlib.Path) -> None:
   pyplot.close(figure)
 
 
-def _table(results: dict) -> str:
-  """Returns the accuracies as a table."""
-  first = next(iter(results.values()))
-  distances = [point["distance"] for point in first["accuracy"]]
-  lines = [
-      "\nAccuracy (random / repeated filler) by least distance;"
-      f" guessing among the values seen: {first['chance']:.3f}",
-      "variant      reach " + "".join(f"{d:>16}" for d in distances),
-  ]
-  for variant, result in results.items():
-    cells = "".join(
-        f"{p['random_filler']:>9.3f} /{p['repeated_filler']:.3f}"
+def _tables(models: dict) -> list[_results.Table]:
+  """Returns the accuracies."""
+  points = next(iter(models.values()))["accuracy"]
+  rows = []
+  for variant, result in models.items():
+    cells = (
+        f"{p['random_filler']:.3f}/{p['repeated_filler']:.3f}"
         for p in result["accuracy"]
     )
-    lines.append(f"{variant:<12} {result['reach']:>5} {cells}")
-  return "\n".join(lines)
+    known = f"{result['reach']:,}", f"{result['chance']:.3f}"
+    rows.append([variant, *cells, *known])
+  table = _results.Table(
+      "Accuracy (random / repeated filler) by least distance; tokens that"
+      " attention and convolutions can relay, and guessing among the values seen:",
+      ["", *(str(p["distance"]) for p in points), "relayed", "guessing"],
+      rows,
+  )
+  return [table]
 
 
 if __name__ == "__main__":

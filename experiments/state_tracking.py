@@ -5,8 +5,8 @@
     python -m experiments.state_tracking --workdir=runs/state_tracking
 
 Trains every model on every word problem with the same budget, at lengths up to
-the training's, and measures far beyond. "linear" is the memory alone with one
-layer and without momentum, "transformer" Transformer++ with full attention.
+the training's, and measures far beyond. "linear" is a linear memory without
+momentum, "transformer" Transformer++ with full attention.
 Writes results.json and state_tracking.png. A run that was stopped goes on.
 """
 
@@ -19,7 +19,6 @@ from absl import flags
 
 from pallas_kernels import command_line
 from titans_jax.evaluation import state_tracking
-from titans_jax.models import config as model_config
 from titans_jax.models import language_model
 from titans_jax.training import checkpoints
 from titans_jax.training import metrics
@@ -28,6 +27,7 @@ from titans_jax.training import trainer
 
 from . import _flags
 from . import _results
+from . import _variants
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder that holds the runs.", required=True
@@ -38,7 +38,7 @@ _TASKS = flags.DEFINE_list(
     f"Of {', '.join(state_tracking.TASKS)}.",
 )
 _MODELS = flags.DEFINE_list(
-    "models", "lmm,linear,transformer", "Variants, and 'linear'."
+    "models", "lmm,linear,transformer", f"Of {', '.join(_variants.NAMES)}."
 )
 _SMOKE = flags.DEFINE_bool("smoke", False, "Trains a few steps only.")
 _CONFIG = _flags.define_config("state_tracking.py")
@@ -52,8 +52,7 @@ def main(argv) -> None:
   with _flags.clean_errors(
       checkpoints.CheckpointError, trainer.NonFiniteLossError
   ):
-    choices = (*model_config.VARIANTS, "linear")
-    command_line.check_names("models", _MODELS.value, choices)
+    command_line.check_names("models", _MODELS.value, _variants.NAMES)
     command_line.check_names("tasks", _TASKS.value, list(state_tracking.TASKS))
     values = _CONFIG.value.copy_and_resolve_references()
     if _SMOKE.value:
@@ -63,6 +62,7 @@ def main(argv) -> None:
         _WORKDIR.value,
         "state_tracking",
         _results.config_settings(values, "model.variant", "data.task"),
+        _tables,
     )
     workdir = results.workdir
     for task in _TASKS.value:
@@ -73,22 +73,15 @@ def main(argv) -> None:
         results.models.setdefault(name, {})[task] = result
         results.write()
         _plot(results.models, workdir / "state_tracking.png")
-  print(_table(results.models))
-  print(f"\nResults: {workdir}/results.json, {workdir}/state_tracking.png")
+  results.print_tables()
 
 
 def _run(values, task: str, name: str, workdir: pathlib.Path) -> dict | None:
   """Trains a model on a task and measures it at every length."""
   values = values.copy_and_resolve_references()
   values.data.task = task
-  values.model.variant = name
-  if name == "linear":
-    values.model.variant = "lmm"
-    values.model.memory.depth = 1
-    values.model.momentum = False
-  if name == "transformer":
-    values.model.window = None
-    values.model.max_length = _MULTIPLES[-1] * values.data.sequence_length
+  longest = _MULTIPLES[-1] * values.data.sequence_length
+  _variants.choose(values.model, name, longest)
   data = state_tracking.StateTrackingData(**values.data.to_dict())
   run = overlay.run_config(
       values, data.vocab_size, state_tracking.StateTrackingData
@@ -154,19 +147,17 @@ def _plot(models, path: pathlib.Path) -> None:
   pyplot.close(figure)
 
 
-def _table(models) -> str:
-  """Returns the accuracies as a table."""
-  lines = ["\nAccuracy over all tokens / the last tenth, by length:"]
+def _tables(models) -> list[_results.Table]:
+  """Returns the accuracies."""
+  rows, lengths = [], []
   for task, found_by in _by_task(models).items():
     for name, result in found_by.items():
-      cells = "".join(
-          f"  {n}: {x['accuracy']:.3f}/{x['last']:.3f}"
-          for n, x in result["accuracy"].items()
-      )
-      lines.append(
-          f"{task:<11} {name:<12}{cells}   (guessing {result['chance']:.3f})"
-      )
-  return "\n".join(lines)
+      found = result["accuracy"]
+      lengths = list(found)
+      cells = (f"{x['accuracy']:.3f}/{x['last']:.3f}" for x in found.values())
+      rows.append([f"{task}, {name}", *cells, f"{result['chance']:.3f}"])
+  title = "Accuracy over all tokens / over the last tenth, by tokens:"
+  return [_results.Table(title, ["", *lengths, "guessing"], rows)]
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class RunConfigTest(parameterized.TestCase):
     run = self.make(seed=7, train=config.TrainConfig(num_steps=5))
     saved = json.loads(json.dumps(run.to_dict()))
     # A run that was saved before a field was added had its default
-    del saved["train"]["write_cost"], saved["model"]["forget_bias"]
+    del saved["train"]["memory_cost"], saved["model"]["forget_bias"]
     self.assertEmpty(list(config.differences(saved, run)))
     # and one of another program has fields that mean nothing here.
     saved["model"]["memory"]["depth"] = 2
@@ -44,12 +44,12 @@ class RunConfigTest(parameterized.TestCase):
             "train.num_steps is 6 there and 5 here",
         ],
     )
-    other = self.make(seed=7, train=config.TrainConfig(5, write_cost=0.1))
+    other = self.make(seed=7, train=config.TrainConfig(5, memory_cost=0.1))
     saved = run.to_dict()
-    del saved["train"]["write_cost"]
+    del saved["train"]["memory_cost"]
     self.assertEqual(
         list(config.differences(saved, other)),
-        ["train.write_cost is 0.0 there and 0.1 here"],
+        ["train.memory_cost is 0.0 there and 0.1 here"],
     )
 
   def test_other_format_version(self):
@@ -89,7 +89,7 @@ class RunConfigTest(parameterized.TestCase):
       (config.OptimizerConfig, {"warmup_steps": -1}, "warmup_steps"),
       (config.TrainConfig, {"num_steps": 0}, "train.num_steps"),
       (config.TrainConfig, {"z_loss": -1.0}, "train.z_loss"),
-      (config.TrainConfig, {"write_cost": -1.0}, "train.write_cost"),
+      (config.TrainConfig, {"memory_cost": -1.0}, "train.memory_cost"),
   )
   def test_values_out_of_range(self, section, values, message):
     with self.assertRaisesRegex(ValueError, message):

@@ -76,7 +76,7 @@ class TrainStepTest(parameterized.TestCase):
         with_z - loss, 0.1 * jnp.mean(log_z**2), rtol=1e-4
     )
 
-  def test_write_cost_closes_the_gate(self):
+  def test_memory_cost_closes_the_gates(self):
     config = titans.presets.tiny(variant="mac", num_layers=1)
     model = titans.TitansLM(config)
     tokens = jnp.arange(32, dtype=jnp.int32)[None]
@@ -85,19 +85,28 @@ class TrainStepTest(parameterized.TestCase):
     @functools.partial(jax.jit, static_argnums=1)
     def loss(variables, cost):
       value, metrics, _ = model.apply(
-          variables, tokens, tokens, write_cost=cost, method="loss"
+          variables, tokens, tokens, memory_cost=cost, method="loss"
       )
-      return value, metrics["memory"].learning_rate
+      return value, metrics["memory"]
 
-    (without, rate), (with_cost, _) = loss(variables, 0.0), loss(variables, 0.5)
+    (without, gauges), (with_cost, _) = (loss(variables, c) for c in (0.0, 0.5))
     most = config.memory.max_learning_rate(config.head_dim, config.chunk_size)
+    # The gates of fresh parameters are nearly the same at every token.
     np.testing.assert_allclose(
-        with_cost - without, 0.5 * jnp.mean(rate) / most, rtol=1e-4
+        gauges.effort**2, gauges.learning_rate / most, rtol=0.01
+    )
+    np.testing.assert_allclose(
+        with_cost - without,
+        0.5 * jnp.mean(gauges.effort + 32 * gauges.forget),
+        rtol=1e-4,
     )
     with self.subTest("gradient"):
       gradient = jax.grad(lambda v: loss(v, 1e3)[0])(variables)
       moved = jax.tree.map(lambda x, g: x - 1e-2 * g, variables, gradient)
-      self.assertLess(jnp.mean(loss(moved, 0.0)[1]), 0.8 * jnp.mean(rate))
+      after = loss(moved, 0.0)[1]
+      for name in ("learning_rate", "forget"):
+        before = jnp.mean(getattr(gauges, name))
+        self.assertLess(jnp.mean(getattr(after, name)), 0.8 * before)
 
   @pytest.mark.exhaustive
   def test_memory_does_not_grow_with_the_length(self):

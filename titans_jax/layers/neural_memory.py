@@ -32,26 +32,8 @@ ConvolutionState = convolution.ConvolutionState
 
 _NORM_EPSILON = 1e-6
 
-
-def theta_max(
-    net: memory_lib.Network,
-    asked: float | None,
-    head_dim: int,
-    chunk_size: int,
-) -> float:
-  """Returns the largest learning rate: `asked`, or what the network bears.
-
-  Raises:
-    ValueError: None is asked for, and the network does not say what it bears.
-  """
-  if asked is not None:
-    return asked
-  if not hasattr(net, "max_learning_rate"):
-    raise ValueError(
-        f"{type(net).__name__} has no method max_learning_rate: set the layer's"
-        " max_learning_rate."
-    )
-  return net.max_learning_rate(head_dim, chunk_size)
+# Keeps the gradient of a root finite where a gate is shut.
+_LEAST_SHARE = 1e-6
 
 
 class WriteState(NamedTuple):
@@ -97,6 +79,8 @@ class Gauges(NamedTuple):
     surprise: the inner loss at the chunk's start, per channel of the value.
     forget: alpha.
     learning_rate: theta.
+    effort: the root of theta / theta_max, to which many weak writes add more
+      than a few strong ones of the same sum.
     momentum: eta; zero without momentum.
     weight_norm: Frobenius norm of a head's W, all layers together, where the
       call's last whole chunk ends.
@@ -106,6 +90,7 @@ class Gauges(NamedTuple):
   surprise: Array
   forget: Array
   learning_rate: Array
+  effort: Array
   momentum: Array
   weight_norm: Array
   momentum_norm: Array
@@ -401,10 +386,12 @@ class NeuralMemory(nn.Module):
 
     zero = jnp.zeros((), jnp.float32)
     alphas = [mean(f) for f in tokens.forget]
+    share = tokens.learning_rate / self._theta_max()
     return Gauges(
         surprise=mean(jax.lax.stop_gradient(loss)) / self.head_dim,
         forget=sum(alphas) / len(alphas),
         learning_rate=mean(tokens.learning_rate),
+        effort=mean(jnp.sqrt(share + _LEAST_SHARE)),
         momentum=mean(tokens.momentum) if self.momentum else zero,
         weight_norm=norm(carry.weights).astype(jnp.float32),
         momentum_norm=norm(carry.momentum).astype(jnp.float32)
@@ -429,6 +416,18 @@ class NeuralMemory(nn.Module):
     forget = {"none": 0, "token": layers, "channel": channels}[self.forget]
     return forget, layers, layers if self.momentum else 0
 
+  def _theta_max(self) -> float:
+    """Returns the largest learning rate: the one asked for, or what the network
+    bears."""
+    if self.max_learning_rate is not None:
+      return self.max_learning_rate
+    if not hasattr(self.net, "max_learning_rate"):
+      raise ValueError(
+          f"{type(self.net).__name__} has no method max_learning_rate: set the"
+          " layer's max_learning_rate."
+      )
+    return self.net.max_learning_rate(self.head_dim, self.chunk_size)
+
   def _init_gate_bias(self, key, shape, dtype):
     del key
     forget, *others = self._gate_sizes()
@@ -444,9 +443,7 @@ class NeuralMemory(nn.Module):
     alpha, rate, momentum = jnp.split(
         gates, [sizes[0], sizes[0] + sizes[1]], axis=-1
     )
-    max_rate = theta_max(
-        self.net, self.max_learning_rate, self.head_dim, self.chunk_size
-    )
+    max_rate = self._theta_max()
 
     def every_layer(gate):  # one value holds for all layers
       return gate if self.gates_per_layer else gate[..., 0]

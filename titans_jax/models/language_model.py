@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from titans_jax.layers import linear
-from titans_jax.layers import neural_memory
 from titans_jax.memory import layout as layout_lib
 from titans_jax.memory import products
 from titans_jax.memory import sharding
@@ -108,7 +107,7 @@ class TitansLM(nn.Module):
       document_ids: Array | None = None,
       update_memory: bool = True,
       z_loss: float = 0.0,
-      write_cost: float = 0.0,
+      memory_cost: float = 0.0,
   ) -> tuple[Array, dict[str, Any], State]:
     """Returns the mean loss over scored tokens, without holding all logits.
 
@@ -121,8 +120,10 @@ class TitansLM(nn.Module):
       document_ids: as in `__call__`.
       update_memory: as in `__call__`.
       z_loss: weight of the mean of log(Z)**2, which keeps logits from drifting.
-      write_cost: weight of the memories' learning rate theta, its mean over
-        tokens, heads and blocks as a share of what it may be.
+      memory_cost: weight of what the memories write, the gauge `effort`, plus
+        what of their contents T tokens forget, T times the gauge `forget`, each
+        its mean over blocks. In a short text neither is much in the way; in a
+        long one both are.
 
     Returns:
       The loss, nats per token (plus what the weights add);
@@ -160,15 +161,9 @@ class TitansLM(nn.Module):
         "memory": gauges,
     }
     loss = total * scale + z_loss * log_z2 * scale
-    if write_cost and gauges is not None:
-      config = self.config
-      most = neural_memory.theta_max(
-          config.memory,
-          config.max_learning_rate,
-          config.head_dim,
-          config.chunk_size,
-      )
-      loss += write_cost * jnp.mean(gauges.learning_rate) / most
+    if memory_cost and gauges is not None:
+      forgotten = tokens.shape[1] * gauges.forget
+      loss += memory_cost * jnp.mean(gauges.effort + forgotten)
     return loss, metrics, state
 
   def last_logits(

@@ -141,9 +141,9 @@ class TrainConfig:
     num_steps: optimizer steps.
     accumulation: microbatches whose gradients make one step.
     z_loss: weight of the mean of log(Z)**2.
-    write_cost: weight of the memories' mean learning rate theta, as a share of
-      what it may be. What need not be written is then not, and what was is found
-      again in texts far longer than those of the training.
+    memory_cost: weight of what the memories write without need and forget, as
+      `TitansLM.loss` has it. What was written is then found again in texts far
+      longer than those of the training.
     log_every: steps between rows of metrics.
     eval_every: steps between evaluations on the held-out text.
     checkpoint_every: steps between checkpoints.
@@ -156,7 +156,7 @@ class TrainConfig:
   num_steps: int = 1000
   accumulation: int = 1
   z_loss: float = 0.0
-  write_cost: float = 0.0
+  memory_cost: float = 0.0
   log_every: int = 10
   eval_every: int = 100
   checkpoint_every: int = 100
@@ -176,7 +176,7 @@ class TrainConfig:
         "checkpoint_every",
         "keep_checkpoints",
     )
-    check_at_least(self, "train", 0, "z_loss", "write_cost")
+    check_at_least(self, "train", 0, "z_loss", "memory_cost")
     for name in ("keep_every", "profile_at"):
       if getattr(self, name) is not None:
         check_at_least(self, "train", 1, name)

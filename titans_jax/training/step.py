@@ -137,10 +137,10 @@ def model_operations(
   )
 
 
-def _loss(params, batch, model_state, model, z_loss=0.0, write_cost=0.0):
+def _loss(params, batch, model_state, model, z_loss=0.0, memory_cost=0.0):
   """Returns the loss, metrics and, if a state came in, the one behind."""
   variables = {"params": params}
-  options = {"z_loss": z_loss, "write_cost": write_cost}
+  options = {"z_loss": z_loss, "memory_cost": memory_cost}
   # Not every model has them.
   options = {name: value for name, value in options.items() if value}
   if model_state is not None:
@@ -164,7 +164,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     accumulation: int,
     z_loss: float,
-    write_cost: float = 0.0,
+    memory_cost: float = 0.0,
 ) -> tuple[TrainState, dict[str, Any]]:
   """Makes one optimizer step.
 
@@ -175,7 +175,7 @@ def train_step(
     optimizer: makes updates of gradients.
     accumulation: microbatches that the batch is cut into, one after another.
     z_loss: weight of the mean of log(Z)**2.
-    write_cost: weight of the mean learning rate of the memories.
+    memory_cost: weight of what the memories write and forget.
 
   Returns:
     The state behind the step, and metrics: those of the model's
@@ -184,7 +184,7 @@ def train_step(
   """
   grad_fn = jax.value_and_grad(
       functools.partial(
-          _loss, model=model, z_loss=z_loss, write_cost=write_cost
+          _loss, model=model, z_loss=z_loss, memory_cost=memory_cost
       ),
       has_aux=True,
   )
@@ -212,7 +212,7 @@ def jit_train_step(
     *,
     accumulation: int = 1,
     z_loss: float = 0.0,
-    write_cost: float = 0.0,
+    memory_cost: float = 0.0,
     like: TrainState | None = None,
     **options,
 ):
@@ -225,7 +225,7 @@ def jit_train_step(
     optimizer: makes updates of gradients.
     accumulation: as in `train_step`.
     z_loss: as in `train_step`.
-    write_cost: as in `train_step`.
+    memory_cost: as in `train_step`.
     like: a state with the shardings that the states before and behind the step
       have; metrics are then whole on every device.
     **options: of `jax.jit`.
@@ -242,7 +242,7 @@ def jit_train_step(
       optimizer=optimizer,
       accumulation=accumulation,
       z_loss=z_loss,
-      write_cost=write_cost,
+      memory_cost=memory_cost,
   )
   return jax.jit(step, donate_argnums=0, **options)
 

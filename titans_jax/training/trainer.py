@@ -171,7 +171,7 @@ class _Loop:
         optimizer,
         accumulation=run.train.accumulation,
         z_loss=run.train.z_loss,
-        write_cost=run.train.write_cost,
+        memory_cost=run.train.memory_cost,
         like=like,
     )
     self.flops = None

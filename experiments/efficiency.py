@@ -1,0 +1,234 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Training throughput over sequence length (the paper's Figure 9).
+
+    python -m experiments.efficiency --workdir=runs/efficiency
+
+Times whole training steps of every model at every length, with the same tokens
+in a step, in turns: a round times each once, and what is compared is the median
+over rounds of the ratio to Transformer++ with full attention in the same round.
+Writes results.json (tokens/s, ratios, bytes that a step needs by the compiler's
+account) and efficiency.png. "windowed" is attention alone over model.window,
+"linear" a linear memory without momentum.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import pathlib
+import statistics
+import time
+from typing import Any, Callable
+
+from absl import app
+from absl import flags
+import jax
+
+from pallas_kernels import command_line
+from titans_jax.models import language_model
+from titans_jax.training import config as config_lib
+from titans_jax.training import metrics
+from titans_jax.training import optimizer as optimizer_lib
+from titans_jax.training import overlay
+from titans_jax.training import step as step_lib
+
+from . import _flags
+from . import _paper
+from . import _results
+from . import _variants
+
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for the results.", required=True
+)
+_MODELS = flags.DEFINE_list(
+    "models",
+    "transformer,windowed,lmm,mac,mag,mal,linear",
+    f"Of {', '.join(_variants.NAMES)}.",
+)
+_LENGTHS = flags.DEFINE_list(
+    "lengths", "512,1024,2048,4096,8192,16384", "Tokens of a sequence."
+)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 5, "Times that every step is timed.", lower_bound=1
+)
+_SMOKE = flags.DEFINE_bool(
+    "smoke", False, "Times two short lengths in one round."
+)
+_CONFIG = _flags.define_config("efficiency.py")
+
+_BASELINE = "transformer"
+
+
+def main(argv) -> None:
+  _flags.start(argv)
+  with _flags.clean_errors():
+    command_line.check_names("models", _MODELS.value, _variants.NAMES)
+    lengths = command_line.positive_integers("lengths", _LENGTHS.value)
+    rounds = _ROUNDS.value
+    if _SMOKE.value:
+      lengths, rounds = lengths[:2], 1
+    values = _CONFIG.value.copy_and_resolve_references()
+    tokens = values.data.batch_size * values.data.sequence_length
+    for length in lengths:
+      if tokens % length:
+        raise ValueError(
+            f"--lengths: the {tokens} tokens of a step (data.batch_size times"
+            f" data.sequence_length) are not sequences of {length}."
+        )
+    names = list(dict.fromkeys([*_MODELS.value, _BASELINE]))
+    runs = {
+        length: {name: _run(values, name, length, tokens) for name in names}
+        for length in lengths
+    }
+    results = _results.Results(
+        _WORKDIR.value,
+        "efficiency",
+        {
+            **_results.config_settings(values, "model.variant"),
+            "models": names,
+            "rounds": rounds,
+            "device": command_line.describe(command_line.device()),
+        },
+        _tables,
+        {"tokens_per_second": _paper.EFFICIENCY},
+    )
+    for length in lengths:
+      if all(str(length) in results.models.get(name, {}) for name in names):
+        continue
+      for name, found in _time(runs[length], rounds).items():
+        results.models.setdefault(name, {})[str(length)] = found
+      results.write()
+      _plot(results.models, results.workdir / "efficiency.png")
+  results.print_tables()
+
+
+def _run(values, name: str, length: int, tokens: int) -> config_lib.RunConfig:
+  values = values.copy_and_resolve_references()
+  _variants.choose(values.model, name, length)
+  values.data.sequence_length = length
+  values.data.batch_size = tokens // length
+  return overlay.run_config(values, 256)
+
+
+def _time(
+    runs: dict[str, config_lib.RunConfig], rounds: int
+) -> dict[str, dict[str, Any]]:
+  """Times models in turns: one step of each, round for round."""
+  steps = {name: _prepare(run) for name, run in runs.items()}
+  seconds: dict[str, list[float]] = {name: [] for name in steps}
+  for _ in range(rounds):
+    for name, (step, _) in steps.items():
+      start = time.perf_counter()
+      step()
+      seconds[name].append(time.perf_counter() - start)
+  found = {}
+  for name, (_, needed) in steps.items():
+    run = runs[name]
+    tokens = run.data.batch_size * run.data.sequence_length
+    ratios = [b / a for a, b in zip(seconds[name], seconds[_BASELINE])]
+    found[name] = {
+        "tokens_per_second": tokens / statistics.median(seconds[name]),
+        "ratio": statistics.median(ratios),
+        "bytes": needed,
+    }
+    print(
+        f"{name} at {run.data.sequence_length:,} tokens:"
+        f" {found[name]['tokens_per_second']:,.0f} tokens/s,"
+        f" {found[name]['ratio']:.2f} of {_BASELINE}'s",
+        flush=True,
+    )
+  del steps
+  gc.collect()  # of the models of this length
+  return found
+
+
+def _prepare(run: config_lib.RunConfig) -> tuple[Callable[[], None], int]:
+  """Returns what makes a step, compiled and run once, and the bytes it needs."""
+  model = language_model.TitansLM(run.model)
+  optimizer = optimizer_lib.make_optimizer(run.optimizer, run.train.num_steps)
+  state = jax.jit(
+      functools.partial(step_lib.init_state, model, optimizer, run.seed)
+  )()
+  shape = run.data.batch_size, run.data.sequence_length + 1
+  text = jax.random.randint(
+      jax.random.key(run.seed), shape, 0, run.model.vocab_size
+  )
+  batch = {"tokens": text[:, :-1], "targets": text[:, 1:]}
+  compiled = step_lib.jit_train_step(model, optimizer).lower(state, batch)
+  compiled = compiled.compile()
+  memory = compiled.memory_analysis()
+
+  def step() -> None:
+    nonlocal state
+    state, found = compiled(state, batch)
+    jax.block_until_ready((state, found))
+
+  step()
+  return step, memory.temp_size_in_bytes + memory.argument_size_in_bytes
+
+
+def _plot(models: dict, path: pathlib.Path) -> None:
+  """Draws tokens/s and memory over length."""
+  pyplot = metrics.make_pyplot()
+  figure, plots = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+  for axes, key, unit, scale in (
+      (plots[0], "tokens_per_second", "tokens/s", 1),
+      (plots[1], "bytes", "MiB that a step needs (compiler)", 2**20),
+  ):
+    for name, found in models.items():
+      axes.plot(
+          [int(n) for n in found],
+          [x[key] / scale for x in found.values()],
+          marker="o",
+          label=name,
+      )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("tokens of a sequence")
+    axes.set_ylabel(unit)
+    axes.grid(alpha=0.3)
+  plots[0].legend(fontsize="small")
+  figure.savefig(path, dpi=120)
+  pyplot.close(figure)
+
+
+def _tables(models: dict) -> list[_results.Table]:
+  """Returns throughput, ratios and memory, and the paper's throughput."""
+  lengths = sorted({int(n) for found in models.values() for n in found})
+  heads = ["", *(f"{n:,}" for n in lengths)]
+
+  def table(title, cell):
+    rows = [
+        [
+            name,
+            *(cell(found[str(n)]) if str(n) in found else "" for n in lengths),
+        ]
+        for name, found in models.items()
+    ]
+    return _results.Table(title, heads, rows)
+
+  paper = _results.Table(
+      "The paper's Figure 9 (thousand tokens/s; hardware and sizes unknown):",
+      ["", *(f"{n:,}" for n in _paper.EFFICIENCY_LENGTHS)],
+      [[name, *map(str, row)] for name, row in _paper.EFFICIENCY.items()],
+  )
+  return [
+      table(
+          "Training tokens/s by tokens of a sequence, the same tokens a step:",
+          lambda x: f"{x['tokens_per_second']:,.0f}",
+      ),
+      table(
+          f"The same, to that of {_BASELINE} in the same round:",
+          lambda x: f"{x['ratio']:.2f}",
+      ),
+      table(
+          "MiB that a step needs (compiler):",
+          lambda x: f"{x['bytes'] / 2**20:,.0f}",
+      ),
+      paper,
+  ]
+
+
+if __name__ == "__main__":
+  app.run(main)
