@@ -22,12 +22,12 @@ start = command_line.start
 _CONFIGS = pathlib.Path(__file__).parent / "configs"
 
 
-def define_config(default: str):
-  """Defines --config, a configuration file."""
+def define_config(default: str, name: str = "config"):
+  """Defines --config, or another flag, a configuration file."""
   return config_flags.DEFINE_config_file(
-      "config",
+      name,
       str(_CONFIGS / default),
-      "Configuration file; its fields can be set with --config.FIELD=VALUE.",
+      f"Configuration file; its fields can be set with --{name}.FIELD=VALUE.",
       lock_config=True,
   )
 

@@ -191,3 +191,16 @@ EFFICIENCY = {
     "Titans (LMM)": (35.3, 35.3, 35.2, 35.1),
     "Mamba": (34.5, 34.4, 34.6, 34.9),
 }
+
+# Table 5: perplexity, reasoning (average accuracy in percent), BABILong (percent).
+ABLATIONS = {
+    "LMM": (27.01, 47.83, 92.68),
+    "+ attention (MAC)": (26.67, 48.65, 97.95),
+    "+ attention (MAG)": (25.70, 48.60, 96.70),
+    "+ attention (MAL)": (25.91, 47.87, 96.91),
+    "linear memory": (28.49, 46.97, 85.34),
+    "without convolution": (28.73, 45.82, 90.28),
+    "without momentum": (28.98, 45.49, 87.12),
+    "without weight decay": (29.04, 45.11, 85.60),
+    "without persistent memory": (27.63, 46.35, 92.49),
+}

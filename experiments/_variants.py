@@ -9,9 +9,13 @@ from typing import Any
 from titans_jax.models import config as model_config
 
 # Fields of the model that make a row of the ablation what it is, all else being
-# that of LMM: the paper's rows first.
+# that of LMM: the paper's rows ("no forgetting" is its "w/o weight decay"), then
+# those of this project's decisions.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "lmm": {},
+    "mac": {"variant": "mac"},
+    "mag": {"variant": "mag"},
+    "mal": {"variant": "mal"},
     "linear memory": {
         "memory.depth": 1,
         "memory.residual": False,
@@ -26,6 +30,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no residual": {"memory.residual": False},
     "no norm": {"memory.norm": False},
     "raw values": {"normalize_values": False},
+    "chunks of 4": {"chunk_size": 4},
+    "chunks of 8": {"chunk_size": 8},
 }
 
 # Other models: "linear" is the delta rule on chunks, "windowed" attention alone
