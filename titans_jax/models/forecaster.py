@@ -10,9 +10,8 @@ a window goes
     trend      one linear map from look-back to horizon, shared by the channels
     memory     plus what the blocks read from the window's patches, per channel
 
-and back. The channels are read apart by the same blocks; what they have in
-common is in the blocks' parameters. (Mixing them, as Simba does, was tried and
-is left out: see docs/forecasting.md.)
+and back. The channels are read apart, by the same blocks, which is what is robust
+on series with few rows; Simba mixes them.
 """
 
 from __future__ import annotations
