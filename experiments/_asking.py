@@ -10,7 +10,6 @@ import pathlib
 from typing import Any, Callable, Iterator, Sequence
 
 from absl import flags
-from ml_collections import config_flags
 import numpy as np
 
 from pallas_kernels import command_line
@@ -104,27 +103,21 @@ def check_flags() -> None:
   if STEP.value is not None and CHECKPOINT.value is None:
     raise ValueError(f"--step={STEP.value} needs --checkpoint.")
   if CHECKPOINT.value is not None:
-    _refuse_overrides("checkpoint", "nothing is trained", ("",))
-  if INIT_FROM.value is not None:
-    _refuse_overrides(
-        "init_from", "model and tokenizer are its", ("model.", "data.tokenizer")
+    _flags.refuse_overrides("with --checkpoint: nothing is trained", "")
+  elif INIT_FROM.value is not None:
+    _flags.refuse_overrides(
+        "with --init_from: model and tokenizer are its",
+        "model.",
+        "data.tokenizer",
     )
+  else:
+    _flags.refuse_overrides("beside --variants", "model.variant")
+  for flag in ("checkpoint", "init_from"):
+    if flags.FLAGS[flag].present and flags.FLAGS["variants"].present:
+      raise ValueError(f"--variants means nothing with --{flag}.")
   command_line.check_names("variants", VARIANTS.value, model_config.VARIANTS)
   if LENGTHS.value is not None:
     command_line.positive_integers("lengths", LENGTHS.value)
-
-
-def _refuse_overrides(flag: str, why: str, prefixes: tuple[str, ...]) -> None:
-  """Raises ValueError for flags that mean nothing beside `flag`."""
-  given = [
-      f"config.{name}"
-      for name in config_flags.get_override_values(flags.FLAGS["config"])
-      if name.startswith(prefixes)
-  ]
-  if flags.FLAGS["variants"].present:
-    given.insert(0, "variants")
-  if given:
-    raise ValueError(f"--{given[0]} means nothing with --{flag}: {why}.")
 
 
 def measure_all(
@@ -292,7 +285,7 @@ def _lengths(
       multiples = multiples[:2]
     lengths = [multiple * trained for multiple in multiples]
   else:
-    lengths = sorted({int(length) for length in LENGTHS.value})
+    lengths = command_line.positive_integers("lengths", LENGTHS.value)
   if config.variant == "transformer" and config.window is None:
     needed = lengths[-1] + MAX_NEW_TOKENS.value
     if needed > config.max_length:

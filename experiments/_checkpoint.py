@@ -30,13 +30,13 @@ def load(
     ValueError: the run's model was not trained on text.
   """
   with contextlib.closing(checkpoints.open_checkpoints(path)) as manager:
+    if "tokenizer" not in manager.run()["data"]:
+      raise ValueError(
+          f"--checkpoint={path} is no run of experiments.pretrain: its model was"
+          " not trained on text."
+      )
     params, run, step = manager.restore_params(step)
   print(f"Checkpoint of step {step}.", file=sys.stderr)
-  if "tokenizer" not in run["data"]:
-    raise ValueError(
-        f"--checkpoint={path} is no run of experiments.pretrain: its model was"
-        " not trained on text."
-    )
   model = language_model.TitansLM(config.make_model_config(run["model"]))
   return model, {"params": params}, run, step
 

@@ -73,6 +73,19 @@ def define_processes():
   return join
 
 
+def refuse_overrides(where: str, *prefixes: str, flag: str = "config") -> None:
+  """Raises ValueError where a field of --config is set that means nothing.
+
+  Args:
+    where: why, for the message.
+    *prefixes: of the fields' paths.
+    flag: the configuration's name.
+  """
+  for name in config_flags.get_override_values(flags.FLAGS[flag]):
+    if name.startswith(prefixes):
+      raise ValueError(f"--{flag}.{name} means nothing {where}.")
+
+
 def shorten(values) -> None:
   """Makes a configuration that of --smoke: a few steps only."""
   values.train.num_steps = 20

@@ -34,8 +34,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "chunks of 8": {"chunk_size": 8},
 }
 
-# Other models: "linear" is the delta rule on chunks, "windowed" attention alone
-# over model.window.
+# Other models: "linear" is a linear memory without momentum, "windowed" attention
+# alone over model.window.
 OTHERS: dict[str, dict[str, Any]] = {
     "linear": {
         "variant": "lmm",

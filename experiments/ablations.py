@@ -13,6 +13,8 @@ and ablations.png. A run that was stopped goes on.
 
 from __future__ import annotations
 
+import functools
+import math
 import pathlib
 from typing import Any, Callable
 
@@ -62,6 +64,8 @@ def main(argv) -> None:
   ):
     command_line.check_names("rows", _ROWS.value, list(_variants.ABLATIONS))
     command_line.check_names("tasks", _TASKS.value, list(_MEASURES))
+    for flag in ("config", "recall"):
+      _flags.refuse_overrides("beside --rows", "model.variant", flag=flag)
     values = {
         "text": _CONFIG.value.copy_and_resolve_references(),
         "recall": _RECALL.value.copy_and_resolve_references(),
@@ -76,21 +80,20 @@ def main(argv) -> None:
         for row in _ROWS.value
         for seed in range(_SEEDS.value)
     }
+    corpus = _corpus(values["text"])
+    settings: dict[str, Any] = {"corpus": corpus.fingerprint}
+    for task, value in values.items():
+      for name, field in _results.config_settings(value).items():
+        settings[f"{task}.{name}"] = field
     results = _results.Results(
         _WORKDIR.value,
         "ablations",
-        {
-            f"{task}.{name}": value
-            for task in _MEASURES
-            for name, value in _results.config_settings(
-                values[task], "seed"
-            ).items()
-        },
+        settings,
         _tables,
         {"table_5": _paper.ABLATIONS},
     )
     measure: dict[str, Callable[..., float | None]] = {
-        "text": _text,
+        "text": functools.partial(_text, corpus),
         "recall": _recall,
     }
     for (task, row, seed), run in runs.items():
@@ -99,10 +102,15 @@ def main(argv) -> None:
         continue
       name = f"{task}_{row.replace(' ', '_')}_{seed}"
       print(f"\n{name}:", flush=True)
-      value = measure[task](run, results.workdir, name)
-      if value is None:
-        return  # stopped by SIGTERM
-      found[str(seed)] = value
+      try:
+        value = measure[task](run, results.workdir / name)
+      except trainer.NonFiniteLossError as error:
+        print(f"Diverged: {error}")
+        found[str(seed)] = None
+      else:
+        if value is None:
+          return  # stopped by SIGTERM
+        found[str(seed)] = value
       results.write()
       _plot(results.models, results.workdir / "ablations.png")
   results.print_tables()
@@ -128,34 +136,48 @@ def _of_row(values, row: str, seed: int):
   return values
 
 
+def _corpus(values) -> data_lib.Corpus:
+  """Returns the text, packed alike for the chunks and segments of all rows."""
+  units = [_text_run(values, row, 0).model.unit for row in _variants.ABLATIONS]
+  data = values.data
+  return data_lib.prepare(
+      data.source,
+      data_lib.make_tokenizer(data.tokenizer),
+      _flags.local_folder("workdir", _WORKDIR.value) / "data",
+      sequence_length=data.sequence_length,
+      unit=math.lcm(*units),
+      heldout_fraction=data.heldout_fraction,
+      max_heldout_sequences=data.max_heldout_sequences,
+  )
+
+
 def _text(
-    run: config_lib.RunConfig, workdir: pathlib.Path, name: str
+    corpus: data_lib.Corpus, run: config_lib.RunConfig, workdir: pathlib.Path
 ) -> float | None:
   """Returns the held-out perplexity; None if stopped."""
-  tokenizer = data_lib.make_tokenizer(run.data.tokenizer)
-  # Packed to segments or chunks, whichever the model has.
-  folder = workdir / f"data_{run.model.unit}"
-  corpus = tasks.prepare_corpus(run, tokenizer, folder)
   model = language_model.TitansLM(run.model)
   task = tasks.TextTask(
       model, corpus, batch_size=run.data.batch_size, seed=run.seed
   )
-  trained = trainer.train(run, workdir / name, model, task)
+  trained = trainer.train(run, workdir, model, task)
   if not trained.finished:
     return None
   return task.evaluate(trained.params)["eval_perplexity"]
 
 
-def _recall(
-    run: config_lib.RunConfig, workdir: pathlib.Path, name: str
-) -> float | None:
+def _recall(run: config_lib.RunConfig, workdir: pathlib.Path) -> float | None:
   """Returns the accuracy of recall; None if stopped."""
   model = language_model.TitansLM(run.model)
   task = recall.RecallTask(model, run.data, seed=run.seed)
-  trained = trainer.train(run, workdir / name, model, task)
+  trained = trainer.train(run, workdir, model, task)
   if not trained.finished:
     return None
   return task.accuracy(trained.params, run.data.filler_length, False)
+
+
+def _finite(seeds: dict[str, float | None]) -> list[float]:
+  """Returns the values of the seeds that did not diverge."""
+  return [value for value in seeds.values() if value is not None]
 
 
 def _plot(models: dict[str, Any], path: pathlib.Path) -> None:
@@ -166,9 +188,9 @@ def _plot(models: dict[str, Any], path: pathlib.Path) -> None:
   )
   for axes, (task, measure) in zip(plots, _MEASURES.items()):
     rows = {
-        row: list(found[task].values())
+        row: values
         for row, found in models.items()
-        if found.get(task)
+        if (values := _finite(found.get(task, {})))
     }
     axes.set_title(f"{task}: {measure}")
     axes.barh(
@@ -191,10 +213,12 @@ def _tables(models: dict[str, Any]) -> list[_results.Table]:
   for row, found in models.items():
     cells = []
     for task in _MEASURES:
-      seeds = list(found.get(task, {}).values())
-      cells.append(
-          f"{np.mean(seeds):.3f} +- {np.std(seeds):.3f}" if seeds else ""
-      )
+      seeds = found.get(task, {})
+      finite = _finite(seeds)
+      cell = f"{np.mean(finite):.3f} +- {np.std(finite):.3f}" if finite else ""
+      if diverged := len(seeds) - len(finite):
+        cell += f" ({diverged} diverged)"
+      cells.append(cell)
     rows.append([row, *cells])
   ours = _results.Table(
       "Held-out perplexity of text, and accuracy of recall; mean and deviation"

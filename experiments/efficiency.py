@@ -68,6 +68,14 @@ def main(argv) -> None:
     rounds = _ROUNDS.value
     if _SMOKE.value:
       lengths, rounds = lengths[:2], 1
+    _flags.refuse_overrides(
+        "here",
+        "model.variant",
+        "train.",
+        "optimizer.",
+        "parallel.",
+        "data.source",
+    )
     values = _CONFIG.value.copy_and_resolve_references()
     tokens = values.data.batch_size * values.data.sequence_length
     for length in lengths:

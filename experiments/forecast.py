@@ -58,6 +58,15 @@ def main(argv) -> None:
       checkpoints.CheckpointError, trainer.NonFiniteLossError
   ):
     horizons = command_line.positive_integers("horizons", _HORIZONS.value)
+    _flags.refuse_overrides(
+        "here: --horizons and data.epochs say it",
+        "data.horizon",
+        "train.num_steps",
+        "train.eval_every",
+    )
+    _flags.refuse_overrides(
+        "for a forecaster", "train.z_loss", "train.memory_cost"
+    )
     values = _CONFIG.value.copy_and_resolve_references()
     series = series_lib.read(_CSV.value)
     for horizon in horizons:  # All must fit before the first is trained.
@@ -67,7 +76,8 @@ def main(argv) -> None:
         _WORKDIR.value,
         "forecast",
         {
-            **_results.config_settings(values, "data.horizon", "seed"),
+            **_results.config_settings(values, "data.horizon"),
+            "dlinear_learning_rate": _DLINEAR_LEARNING_RATE,
             "series": series.fingerprint,
             "smoke": _SMOKE.value,
         },
@@ -138,12 +148,12 @@ def _measure(values, series, horizon: int, results: _results.Results) -> bool:
       trained = trainer.train(run, workdir, model, task)
       if not trained.finished:
         return False
+      if name == "titans":
+        _plot(model, trained.params, task, series, results.workdir)
       found[str(seed)] = task.measure(trained.params, "test")
       errors = (f"{k} {v:.4f}" for k, v in found[str(seed)].items())
       print(f"test: {', '.join(errors)}", flush=True)
       results.write()
-      if name == "titans":
-        _plot(model, trained.params, task, series, results.workdir)
   results.models.setdefault(_LAST_VALUE, {})[str(horizon)] = {
       "0": task.measure_last_value("test")
   }
@@ -197,10 +207,11 @@ def _tables(models: dict) -> list[_results.Table]:
       means.append([np.mean([s[k] for s in seeds]) for k in ("mse", "mae")])
       deviations.append(np.std([s["mse"] for s in seeds]))
       cells.append(f"{means[-1][0]:.4f}/{means[-1][1]:.4f}")
+    average = ""
+    if len(means) == len(horizons):
+      average = "{:.4f}/{:.4f}".format(*np.mean(means, axis=0))
     if means:
-      average = np.mean(means, axis=0)
-      cells.append(f"{average[0]:.4f}/{average[1]:.4f}")
-      rows.append([model, *cells, f"{np.mean(deviations):.4f}"])
+      rows.append([model, *cells, average, f"{np.mean(deviations):.4f}"])
   ours = _results.Table(
       "MSE/MAE of scaled values on the test rows by horizon, mean over seeds; the"
       " MSE's deviation over seeds:",

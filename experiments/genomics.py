@@ -80,6 +80,13 @@ def main(argv) -> None:
       checkpoints.CheckpointError, trainer.NonFiniteLossError
   ):
     command_line.check_names("variants", _VARIANTS.value, model_config.VARIANTS)
+    _flags.refuse_overrides("beside --variants", "model.variant")
+    _flags.refuse_overrides(
+        "here: data.epochs says it", "train.num_steps", "train.eval_every"
+    )
+    _flags.refuse_overrides(
+        "for a classifier", "train.z_loss", "train.memory_cost"
+    )
     values = _CONFIG.value.copy_and_resolve_references()
     length = values.data.sequence_length
     sets = _motifs(length) if _DATA.value is None else _read(length)
@@ -92,8 +99,9 @@ def main(argv) -> None:
         _WORKDIR.value,
         "genomics",
         {
-            **_results.config_settings(values, "model.variant", "seed"),
-            "sequences": sets.train.fingerprint,
+            **_results.config_settings(values, "model.variant"),
+            "train": sets.train.fingerprint,
+            "tests": [test.fingerprint for test, _ in sets.tests.values()],
             "smoke": _SMOKE.value,
         },
         _tables,
@@ -131,9 +139,13 @@ def _read(length: int) -> _Sets:
 
 def _motifs(length: int) -> _Sets:
   """Returns sequences of the motif task."""
-  train = genomics.make_motifs(
-      _MOTIFS, max(length // 4, 1), length, np.random.default_rng(0)
-  )
+  if length < genomics.LEAST:
+    raise ValueError(
+        f"--config.data.sequence_length={length} does not hold the two sites: at"
+        f" least {genomics.LEAST} bases are needed."
+    )
+  least = max(length // 4, genomics.LEAST)
+  train = genomics.make_motifs(_MOTIFS, least, length, np.random.default_rng(0))
   multiples = _MULTIPLES[:2] if _SMOKE.value else _MULTIPLES
   tests = {}
   for longer in (multiple * length for multiple in multiples):
@@ -153,7 +165,16 @@ def _run(values, variant: str, seed: int, sets: _Sets) -> config_lib.RunConfig:
   values.train.eval_every = steps
   if _SMOKE.value:
     _flags.shorten(values)
-  return overlay.run_config(values, genomes.VOCAB_SIZE, genomics.GenomicsData)
+  run = overlay.run_config(values, genomes.VOCAB_SIZE, genomics.GenomicsData)
+  apart = genomics.least_distance(data.sequence_length)
+  relayed = recall.reach(run.model)
+  if _DATA.value is None and run.model.window and apart <= relayed:
+    raise ValueError(
+        f"--config.data.sequence_length={data.sequence_length} leaves sites"
+        f" {apart} bases apart, which attention and convolutions of {variant} can"
+        f" relay ({relayed}): choose a smaller model.window."
+    )
+  return run
 
 
 def _measure(

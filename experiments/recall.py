@@ -45,6 +45,7 @@ def main(argv) -> None:
       checkpoints.CheckpointError, trainer.NonFiniteLossError
   ):
     command_line.check_names("variants", _VARIANTS.value, model_config.VARIANTS)
+    _flags.refuse_overrides("beside --variants", "model.variant")
     values = _CONFIG.value.copy_and_resolve_references()
     if _SMOKE.value:
       _flags.shorten(values)

@@ -63,16 +63,23 @@ def main(argv) -> None:
       raise ValueError(
           f"--output={output}: there is no folder {output.parent}."
       )
-    sections = [_read(path) for path in sorted(folder.rglob("results.json"))]
+    sections = []
+    for path in sorted(folder.rglob("results.json")):
+      section = _read(path)
+      if section is None:
+        print(f"Left out, without tables: {path}")
+      else:
+        sections.append(section)
     if not sections:
-      raise ValueError(f"--results={folder} holds no results.json.")
+      raise ValueError(f"--results={folder} holds no results.json with tables.")
     for suffix, write in ((".md", _markdown), (".html", _html)):
       path = output.with_name(output.name + suffix)
       files.replace(path, write(sections, path.parent))
       print(f"{len(sections)} experiments: {path}")
 
 
-def _read(path: pathlib.Path) -> _Section:
+def _read(path: pathlib.Path) -> _Section | None:
+  """Returns what a file holds; None if it is another program's."""
   try:
     fields = json.loads(path.read_text())
     return _Section(
@@ -82,10 +89,8 @@ def _read(path: pathlib.Path) -> _Section:
         tables=[_results.Table(**table) for table in fields["tables"]],
         plots=sorted(path.parent.glob("*.png")),
     )
-  except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(
-        f"{path} is not a result of an experiment: {error!r}."
-    ) from error
+  except (ValueError, KeyError, TypeError):
+    return None
 
 
 def _markdown(sections: list[_Section], where: pathlib.Path) -> str:

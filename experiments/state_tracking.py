@@ -54,6 +54,9 @@ def main(argv) -> None:
   ):
     command_line.check_names("models", _MODELS.value, _variants.NAMES)
     command_line.check_names("tasks", _TASKS.value, list(state_tracking.TASKS))
+    _flags.refuse_overrides(
+        "beside --models and --tasks", "model.variant", "data.task"
+    )
     values = _CONFIG.value.copy_and_resolve_references()
     if _SMOKE.value:
       _flags.shorten(values)

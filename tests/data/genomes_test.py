@@ -32,7 +32,8 @@ class GenomesTest(parameterized.TestCase):
     for name, sequences in classes.items():
       (fasta / name).mkdir(parents=True)
       records = (
-          f">{i} of {name}\n{s[:3]}\n{s[3:]}\n" for i, s in enumerate(sequences)
+          f">{i} A>G of {name}\n{s[:3]}\n{s[3:]}\n"
+          for i, s in enumerate(sequences)
       )
       (fasta / name / "all.fa").write_text("".join(records))
     table = self.folder / "table.csv"
@@ -63,6 +64,10 @@ class GenomesTest(parameterized.TestCase):
     (folder / "empty").mkdir()
     with self.assertRaisesRegex(ValueError, "empty holds no file"):
       genomes.read(folder)
+    (folder / "empty" / ".hidden").write_text("no bases")
+    (folder / "empty" / "a.fa").write_text("ACGT\n")
+    with self.assertRaisesRegex(ValueError, "a.fa holds no record"):
+      genomes.read(folder)
     for i, (text, message) in enumerate(
         (
             ("AC5T", r"0\.txt: '5' at base 3 is none of ACGTN"),
@@ -81,6 +86,7 @@ class GenomesTest(parameterized.TestCase):
       ("sequence,label\nACGT\n", "line 2: a sequence and a label"),
       ("sequence,label\nAC-T,1\n", "line 2: '-' at base 3"),
       ("sequence,label\nACGT,1\n", "has 1 classes"),
+      ("sequence,label\nAC\u03b2T,1\n", "line 2: '\u03b2' at base 3"),
   )
   def test_bad_tables(self, text, message):
     path = self.folder / "table.csv"

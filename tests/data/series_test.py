@@ -66,6 +66,23 @@ class SeriesTest(parameterized.TestCase):
     phase = series.read(path).phase
     np.testing.assert_array_equal(phase[29:31], [29 % 24, 40 % 24])
 
+  def test_months_are_of_several_lengths(self):
+    lines = ["date,a"]
+    for i in range(40):
+      lines.append(f"{2000 + i // 12}-{i % 12 + 1:02d}-01,{i % 7}")
+    path = self.folder / "months.csv"
+    path.write_text("\n\n".join(lines) + "\n")  # empty lines are none
+    found = series.read(path)
+    self.assertEqual(found.period, 12)
+    np.testing.assert_array_equal(found.phase, np.arange(40) % 12)
+
+  def test_the_split_is_in_the_fingerprint(self):
+    found = [
+        series.read(write(self.folder / name, np.zeros((20 * 30 * 24, 1))))
+        for name in ("ETTh1.csv", "mine.csv")
+    ]
+    self.assertNotEqual(found[0].fingerprint, found[1].fingerprint)
+
   def test_ett_is_split_by_months(self):
     rows = 20 * 30 * 24 + 5
     path = write(self.folder / "ETTh9.csv", np.zeros((rows, 1)))
@@ -95,10 +112,13 @@ class SeriesTest(parameterized.TestCase):
           "line 3: 3 fields, but the head",
       ),
       ("date,a\n2020-01-01,1\nmonday,2", "line 3: 'monday' is no date"),
-      ("date,a\n2020-01-01,1\n2020-01-01,2", "line 3: .* is there twice"),
+      (
+          "date,a\n2020-01-01,1\n2020-01-01,2",
+          "line 3: .* is also that of the line",
+      ),
       (
           "date,a\n2020-01-02,1\n2020-01-01,2",
-          "line 3: .* stands before an earl",
+          "line 3: .* stands before that of",
       ),
   )
   def test_bad_files(self, text, message):

@@ -70,9 +70,10 @@ class GenomicsTaskTest(absltest.TestCase):
       known[genomes.reverse_complement(tokens[:48]).tobytes()] = i
     seen, turned = [], 0
     for batch in epoch[:4]:
-      for row, mask, label in zip(
-          batch["tokens"], batch["mask"], batch["labels"]
+      for row, length, label in zip(
+          batch["tokens"], batch["lengths"], batch["labels"]
       ):
+        mask = np.arange(len(row)) < length
         i = known[row[mask].astype(np.uint8).tobytes()]
         seen.append(i)
         self.assertEqual(label, self.sequences.labels[i])
@@ -92,8 +93,8 @@ class GenomicsTaskTest(absltest.TestCase):
     for tokens, label in zip(self.sequences.tokens, self.sequences.labels):
       padded = np.full((1, 64), genomes.PAD, np.int32)
       padded[0, : len(tokens)] = tokens
-      mask = np.arange(64)[None] < len(tokens)
-      logits = jax.jit(self.model.apply)({"params": params}, padded, mask)
+      lengths = np.array([len(tokens)], np.int32)
+      logits = jax.jit(self.model.apply)({"params": params}, padded, lengths)
       right.append(int(np.argmax(logits)) == label)
     self.assertAlmostEqual(found["accuracy"], np.mean(right))
     self.assertIn("eval_loss", task.evaluate(params))

@@ -7,6 +7,7 @@ import json
 from absl.testing import absltest
 import pytest
 
+from experiments import _results
 from experiments import _variants
 from tests.experiments import processes
 from titans_jax.evaluation import recall
@@ -62,12 +63,21 @@ class AblationsTest(absltest.TestCase):
   def test_every_row_differs_in_its_fields_alone(self):
     base = recipes.synthetic(recall.RecallData, model={}, train={})
     base.model.variant = "lmm"
-    configs = {}
+    before = dict(_results.config_settings(base))
+    changed = []
     for row, fields in _variants.ABLATIONS.items():
       values = base.copy_and_resolve_references()
       _variants.change(values.model, fields)
-      configs[row] = overlay.run_config(values, 64, recall.RecallData).model
-    self.assertLen(set(configs.values()), len(configs))
+      overlay.run_config(values, 64, recall.RecallData)  # is valid
+      after = _results.config_settings(values)
+      differing = {
+          name: after[name] for name in after if after[name] != before[name]
+      }
+      self.assertEqual(
+          differing, {f"config.model.{k}": v for k, v in fields.items()}, row
+      )
+      changed.append(repr(differing))
+    self.assertLen(set(changed), len(_variants.ABLATIONS))
 
   def test_bad_input(self):
     for argument, message in (

@@ -25,12 +25,13 @@ class ClassifierTest(parameterized.TestCase):
     expected = np.stack(
         [apply(variables, tokens[:1])[0], apply(variables, tokens[1:, :13])[0]]
     )
-    mask = np.arange(30) < np.array([[21], [13]])
+    lengths = np.array([21, 13], np.int32)
+    mask = np.arange(30) < lengths[:, None]
     padded = np.where(mask, np.pad(tokens, ((0, 0), (0, 9))), 7)
-    logits = apply(variables, padded.astype(np.int32), mask)
+    logits = apply(variables, padded.astype(np.int32), lengths)
     np.testing.assert_allclose(logits, expected, atol=1e-9)
     loss, metrics, _ = model.apply(
-        variables, padded, np.array([2, -1]), mask, method="loss"
+        variables, padded, np.array([2, -1]), lengths, method="loss"
     )
     logits = expected[0]
     np.testing.assert_allclose(
@@ -38,6 +39,13 @@ class ClassifierTest(parameterized.TestCase):
     )
     self.assertEqual(int(metrics["num_tokens"]), 1)
     self.assertEqual(float(metrics["accuracy"]), float(logits.argmax() == 2))
+    with self.subTest("full attention holds no more"):
+      config = presets.tiny(variant="transformer", window=None, max_length=16)
+      model = classifier.Classifier(config, 2)
+      with self.assertRaisesRegex(
+          ValueError, "max_length=16 tokens, but a row"
+      ):
+        model.init(jax.random.key(0), tokens)
     changed = tokens.copy()
     changed[0, 4] = (changed[0, 4] + 1) % 256
     difference = apply(variables, changed[:1])[0] - expected[0]

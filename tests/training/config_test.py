@@ -38,7 +38,7 @@ class RunConfigTest(parameterized.TestCase):
     self.assertEqual(
         list(config.differences(saved, run)),
         [
-            "data.sauce is 'soy' there and None here",
+            "data.sauce is a field that this program does not have",
             "format_version is 99 there and 1 here",
             "model.memory.depth is 2 there and 3 here",
             "train.num_steps is 6 there and 5 here",

@@ -15,6 +15,7 @@ import csv
 import hashlib
 import os
 import pathlib
+import re
 from typing import Iterator, NamedTuple
 
 import numpy as np
@@ -63,7 +64,8 @@ def encode(sequence: str, where: str) -> np.ndarray:
   Raises:
     ValueError: it is empty, or holds what is no base.
   """
-  tokens = _TOKENS[np.frombuffer(sequence.strip().encode("latin-1"), np.uint8)]
+  data = sequence.strip().encode("latin-1", errors="replace")
+  tokens = _TOKENS[np.frombuffer(data, np.uint8)]
   if not len(tokens):
     raise ValueError(f"{where}: the sequence is empty.")
   wrong = np.flatnonzero(tokens == _UNKNOWN)
@@ -120,7 +122,11 @@ def read(path: str | os.PathLike[str], flag: str = "--data") -> Sequences:
 
 
 def _read_folder(folder: pathlib.Path, flag: str) -> Iterator[np.ndarray]:
-  paths = [p for p in sorted(folder.iterdir()) if p.is_file()]
+  paths = [
+      p
+      for p in sorted(folder.iterdir())
+      if p.is_file() and not p.name.startswith(".")
+  ]
   if not paths:
     raise ValueError(f"{flag}: the class folder {folder} holds no file.")
   for path in paths:
@@ -128,7 +134,12 @@ def _read_folder(folder: pathlib.Path, flag: str) -> Iterator[np.ndarray]:
     if path.suffix.lower() not in _FASTA:
       yield encode("".join(text.split()), f"{flag}: {path}")
       continue
-    for record in text.split(">")[1:]:
+    _, *records = re.split(r"^>", text, flags=re.MULTILINE)
+    if not records:
+      raise ValueError(
+          f"{flag}: {path} holds no record, a line with '>' first."
+      )
+    for record in records:
       name, _, lines = record.partition("\n")
       yield encode("".join(lines.split()), f"{flag}: {path}, {name.strip()}")
 

@@ -39,8 +39,8 @@ class Series:
     mean: of the training rows before scaling, float64 [channels].
     deviation: the same; 1 where a channel is constant.
     phase: where in its period a row stands, int32 [rows].
-    period: steps of the calendar's shortest cycle: those of a day; of a week
-      where a step is a day; of a year where it is longer.
+    period: steps of the calendar's shortest cycle that has two or more: a day's, a
+      week's or a year's.
     bounds: first row and the row behind the last, of every split.
     fingerprint: equal exactly for equal data.
   """
@@ -95,45 +95,45 @@ def read(path: str | os.PathLike[str], flag: str = "--csv") -> Series:
   if not path.is_file():
     raise ValueError(f"{flag}={path} is no file.")
   with path.open(newline="", encoding="utf-8-sig") as file:
-    rows = [row for row in csv.reader(file) if row]
-  if len(rows) < 3 or len(rows[0]) < 2:
+    reader = csv.reader(file)
+    lines = [(reader.line_num, row) for row in reader if row]
+  if len(lines) < 3 or len(lines[0][1]) < 2:
     raise ValueError(
         f"{flag}={path}: expected a header, and rows of a date and at least one"
         " value."
     )
-  header, rows = rows[0], rows[1:]
-  seconds = np.array(
-      [_seconds(row[0], f"{flag}={path}, line {i}") for i, row in _lines(rows)]
-  )
-  values = np.empty((len(rows), len(header) - 1))
-  for i, row in _lines(rows):
+  (_, header), *lines = lines
+  dates: list[datetime.datetime] = []
+  values = np.empty((len(lines), len(header) - 1))
+  for i, (line, row) in enumerate(lines):
+    where = f"{flag}={path}, line {line}"
+    date = _date(row[0], where)
+    if dates and date <= dates[-1]:
+      kind = "is also that of" if date == dates[-1] else "stands before that of"
+      raise ValueError(
+          f"{where}: the date {row[0]!r} {kind} the line before: sort the rows,"
+          " one for every date."
+      )
+    dates.append(date)
     if len(row) != len(header):
       raise ValueError(
-          f"{flag}={path}, line {i}: {len(row)} fields, but the header has"
-          f" {len(header)}."
+          f"{where}: {len(row)} fields, but the header has {len(header)}."
       )
     for column, cell in enumerate(row[1:]):
-      values[i - 2, column] = _number(
-          cell, f"{flag}={path}, line {i}, column {header[column + 1]!r}"
+      values[i, column] = _number(
+          cell, f"{where}, column {header[column + 1]!r}"
       )
-  steps = np.diff(seconds)
-  if (steps <= 0).any():
-    i = int(np.argmax(steps <= 0))
-    kind = "is there twice" if steps[i] == 0 else "stands before an earlier one"
-    raise ValueError(
-        f"{flag}={path}, line {i + 3}: the date {rows[i + 1][0]!r} {kind}: sort"
-        " the rows, one for every date."
-    )
-  step = float(np.median(steps))
-  period = _period(step)
-  phase = np.round((seconds - seconds[0]) / step).astype(np.int64) % period
-  bounds = _bounds(path.stem, len(rows), step)
+  seconds = np.array([date.timestamp() for date in dates])
+  step = float(np.median(np.diff(seconds)))
+  period, phase = _calendar(dates, seconds, step)
+  bounds = _bounds(path.stem, len(values), step)
   first, end = bounds["train"]
   mean = values[first:end].mean(axis=0)
   deviation = values[first:end].std(axis=0)
   deviation = np.where(deviation > 0, deviation, 1.0)
   scaled = ((values - mean) / deviation).astype(np.float32)
-  digest = hashlib.sha256(values.tobytes() + seconds.tobytes())
+  digest = hashlib.sha256(scaled.tobytes() + phase.tobytes())
+  digest.update(repr((bounds, period)).encode())
   return Series(
       values=scaled,
       channels=tuple(header[1:]),
@@ -146,11 +146,8 @@ def read(path: str | os.PathLike[str], flag: str = "--csv") -> Series:
   )
 
 
-def _lines(rows):
-  return enumerate(rows, 2)  # the header is line 1
-
-
-def _seconds(text: str, where: str) -> float:
+def _date(text: str, where: str) -> datetime.datetime:
+  """Returns a date; one without an offset is UTC, whatever the machine's zone."""
   for form in (None, "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d"):
     try:
       if form is None:
@@ -159,8 +156,9 @@ def _seconds(text: str, where: str) -> float:
         date = datetime.datetime.strptime(text.strip(), form)
     except ValueError:
       continue
-    # Without the machine's time zone, whose summer time would move hours.
-    return date.replace(tzinfo=datetime.UTC).timestamp()
+    if date.tzinfo is None:
+      date = date.replace(tzinfo=datetime.UTC)
+    return date
   raise ValueError(f"{where}: {text!r} is no date, as 2016-07-01 00:00:00 is.")
 
 
@@ -176,11 +174,16 @@ def _number(cell: str, where: str) -> float:
   return value
 
 
-def _period(step: float) -> int:
+def _calendar(dates, seconds, step: float) -> tuple[int, np.ndarray]:
+  """Returns the period, and where in it every row stands."""
+  if 28 * _DAY <= step <= 31 * _DAY:  # Months are of several lengths.
+    return 12, np.array([date.month - 1 for date in dates])
+  period = 1
   for cycle in (_DAY, 7 * _DAY, 365.25 * _DAY):
     if cycle / step >= 2:
-      return round(cycle / step)
-  return 1
+      period = round(cycle / step)
+      break
+  return period, np.round((seconds - seconds[0]) / step).astype(int) % period
 
 
 def _bounds(name: str, rows: int, step: float) -> dict[str, tuple[int, int]]:

@@ -56,11 +56,6 @@ class ForecastData:
           f" data.patch_length={self.patch_length}."
       )
 
-  @property
-  def sequence_length(self) -> int:
-    """Tokens that a channel's window makes."""
-    return self.look_back // self.patch_length
-
 
 class ForecastTask:
   """Windows of a series in random order, every one once an epoch."""
@@ -160,7 +155,7 @@ class ForecastTask:
     values = self._series.values[rows]
     return {
         "history": values[:, : data.look_back],
-        "phase": self._series.phase[starts],
+        "phase": self._series.phase[rows],
         "future": values[:, data.look_back :],
     }
 

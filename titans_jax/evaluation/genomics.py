@@ -161,15 +161,17 @@ class GenomicsTask:
 def _rows(sequences, places, turned, length: int) -> Batch:
   """Returns sequences as rows, those of `turned` from the other strand."""
   tokens = np.full((len(places), length), genomes.PAD, np.int32)
+  lengths = np.zeros(len(places), np.int32)
   for row, (place, turn) in enumerate(zip(places, turned)):
     sequence = sequences.tokens[place][:length]
     if turn:
       sequence = genomes.reverse_complement(sequence)
     tokens[row, : len(sequence)] = sequence
+    lengths[row] = len(sequence)
   return {
       "tokens": tokens,
       "labels": sequences.labels[places].copy(),
-      "mask": tokens != genomes.PAD,
+      "lengths": lengths,
   }
 
 
@@ -178,7 +180,8 @@ _CODES = np.stack(
     [genomes.encode(c, "code") for c in ("ACCA", "CTTC", "GAAG", "TGGT")]
 )
 _SITE = len(_MARKER) + _CODES.shape[1]
-_LEAST = 4 * _SITE
+# Bases of the shortest sequence that holds them.
+LEAST = 4 * _SITE
 
 
 def make_motifs(
@@ -198,10 +201,10 @@ def make_motifs(
   Raises:
     ValueError: the shortest does not hold the sites.
   """
-  if not _LEAST <= least <= most:
+  if not LEAST <= least <= most:
     raise ValueError(
         f"A sequence of {least} bases does not hold the two sites: at least"
-        f" {_LEAST} are needed."
+        f" {LEAST} are needed."
     )
   labels = rng.integers(2, size=count).astype(np.int32)
   sequences = []

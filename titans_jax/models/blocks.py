@@ -168,7 +168,7 @@ def read_fresh(
     block: Block,
     x: Array,
     config: config_lib.TitansConfig,
-    mask: Array | None = None,
+    tail_mask: Array | None = None,
 ) -> Array:
   """Runs all blocks over whole sequences that start with x.
 
@@ -176,13 +176,25 @@ def read_fresh(
     block: with the blocks' stacked parameters.
     x: [B, T, d].
     config: of the blocks.
-    mask: bool [B, T], False for padding, anywhere.
+    tail_mask: bool [B, T], False for padding, which stands behind a row's tokens
+      only.
 
   Returns:
     [B, T, d]; what stands at padding means nothing.
+
+  Raises:
+    ValueError: full attention cannot hold so many tokens.
   """
   batch, length, _ = x.shape
-  layout = layout_lib.align((batch, length), config.unit, mask=mask)
+  full = config.variant == "transformer" and config.window is None
+  if full and length > config.max_length:
+    raise ValueError(
+        f"Full attention holds max_length={config.max_length} tokens, but a row"
+        f" has {length}. Set max_length, or a window."
+    )
+  layout = layout_lib.align(
+      (batch, length), config.unit, mask=tail_mask, packed=True
+  )
   document = jnp.full(batch, -1, jnp.int32)
 
   def body(block, x, _):

@@ -47,19 +47,22 @@ class Classifier(nn.Module):
         param_dtype=config.param_dtype,
     )
 
-  def __call__(self, tokens: Array, mask: Array | None = None) -> Array:
+  def __call__(self, tokens: Array, lengths: Array | None = None) -> Array:
     """Returns logits.
 
     Args:
       tokens: int32 [B, T].
-      mask: bool [B, T], False for padding.
+      lengths: int32 [B], tokens of each row, padding behind them; None: all.
 
     Returns:
       [B, num_classes], in at least float32.
     """
     config = self.config
     x = self.embedding[tokens].astype(config.dtype)
-    x = blocks.read_fresh(self.blocks, x, config, mask=mask)
+    mask = None
+    if lengths is not None:
+      mask = jnp.arange(tokens.shape[1]) < lengths[:, None]
+    x = blocks.read_fresh(self.blocks, x, config, tail_mask=mask)
     x = self.final_norm(x)
     x = x.astype(self.head.dtype)
     if mask is None:
@@ -69,20 +72,20 @@ class Classifier(nn.Module):
     return self.head(total / jnp.maximum(jnp.sum(weights, axis=1), 1))
 
   def loss(
-      self, tokens: Array, labels: Array, mask: Array | None = None
+      self, tokens: Array, labels: Array, lengths: Array | None = None
   ) -> tuple[Array, dict[str, Any], None]:
     """Returns the mean cross-entropy of a batch.
 
     Args:
       tokens: int32 [B, T].
       labels: int32 [B]; a negative one is not scored.
-      mask: bool [B, T].
+      lengths: int32 [B], as in `__call__`.
 
     Returns:
       The loss, nats; metrics: `accuracy` and `num_tokens`, the sequences scored;
       and no state.
     """
-    logits = self(tokens, mask)
+    logits = self(tokens, lengths)
     scored = labels >= 0
     count = jnp.sum(scored, dtype=jnp.int32)
     nats = optax.losses.softmax_cross_entropy_with_integer_labels(

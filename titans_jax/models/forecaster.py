@@ -88,14 +88,13 @@ class Forecaster(nn.Module):
 
     Args:
       history: scaled values, [B, L, C].
-      phase: int32 [B], where in the period the first step stands.
+      phase: int32 [B, L + horizon], where in the period each step stands.
 
     Returns:
       [B, horizon, C].
     """
     batch, length, channels = history.shape
-    places = phase[:, None] + jnp.arange(length + self.horizon)
-    season = self.cycle[places % self.period]
+    season = self.cycle[phase]
     mean = jnp.mean(history, axis=1, keepdims=True)
     deviation = jnp.sqrt(jnp.var(history, axis=1, keepdims=True) + _EPSILON)
     x = (history - mean) / deviation - season[:, :length]
@@ -114,7 +113,7 @@ class Forecaster(nn.Module):
 
     Args:
       history: [B, L, C].
-      phase: int32 [B].
+      phase: int32 [B, L + horizon].
       future: [B, horizon, C].
 
     Returns:
@@ -127,7 +126,7 @@ class Forecaster(nn.Module):
 
   def init_inputs(self) -> dict[str, Array]:
     """Returns arguments for `init`."""
-    return _init_inputs(self.look_back, self.channels)
+    return _init_inputs(self.look_back, self.horizon, self.channels)
 
 
 class DLinear(nn.Module):
@@ -149,6 +148,8 @@ class DLinear(nn.Module):
   average: int = 25
 
   def setup(self):
+    if self.average % 2 == 0:
+      raise ValueError(f"average must be odd, got {self.average}.")
     mean = nn.initializers.constant(1 / self.look_back)
     self.trend = nn.Dense(self.horizon, kernel_init=mean)
     self.rest = nn.Dense(self.horizon, kernel_init=mean)
@@ -173,13 +174,15 @@ class DLinear(nn.Module):
 
   def init_inputs(self) -> dict[str, Array]:
     """Returns arguments for `init`."""
-    return _init_inputs(self.look_back, self.channels)
+    return _init_inputs(self.look_back, self.horizon, self.channels)
 
 
-def _init_inputs(look_back: int, channels: int) -> dict[str, Array]:
+def _init_inputs(
+    look_back: int, horizon: int, channels: int
+) -> dict[str, Array]:
   return {
       "history": jnp.zeros((1, look_back, channels)),
-      "phase": jnp.zeros(1, jnp.int32),
+      "phase": jnp.zeros((1, look_back + horizon), jnp.int32),
   }
 
 

@@ -194,7 +194,7 @@ class RunConfig:
   Attributes:
     model: the model.
     data: what is read: a `DataConfig`, or the frozen dataclass of another task,
-      with `batch_size` and `sequence_length`.
+      with `batch_size`, and `sequence_length` where its rows are tokens.
     optimizer: AdamW's numbers.
     train: how long and how.
     parallel: over which devices.
@@ -237,7 +237,8 @@ class RunConfig:
           f" (model.max_length={self.model.max_length}): set max_length, or a"
           " window."
       )
-    if self.data.sequence_length % self.model.unit:
+    length = getattr(self.data, "sequence_length", 0)
+    if length % self.model.unit:
       raise ValueError(
           f"data.sequence_length={self.data.sequence_length} is not a multiple"
           f" of {self.model.unit}, the model's"
@@ -297,7 +298,10 @@ def differences(
     here = (*path, name)
     if here in FREE:
       continue
-    default = defaults.get(name)
+    if name not in defaults:
+      yield f"{'.'.join(here)} is a field that this program does not have"
+      continue
+    default = defaults[name]
     new = getattr(wanted, name, default)
     if dataclasses.is_dataclass(new):
       yield from differences(saved.get(name, {}), new, here)
