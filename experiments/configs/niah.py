@@ -9,7 +9,8 @@ from titans_jax.training import recipes
 def get_config():
   return recipes.synthetic(
       needles.NeedleData,
-      model=recipes.LASTING,
-      data={"tasks": "passkey,number,word", "batch_size": 8},
-      train={"num_steps": 12000, "eval_every": 500, "checkpoint_every": 500},
+      # Of a needle most stands in one segment, so that what writes it sees it.
+      model={**recipes.LASTING, "segment_length": 64},
+      data={"tasks": "passkey,number,word", "batch_size": 16},
+      train={"num_steps": 4000, "eval_every": 250, "checkpoint_every": 250},
   )
