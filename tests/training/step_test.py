@@ -91,9 +91,14 @@ class TrainStepTest(parameterized.TestCase):
 
     (without, gauges), (with_cost, _) = (loss(variables, c) for c in (0.0, 0.5))
     most = config.memory.max_learning_rate(config.head_dim, config.chunk_size)
-    # The gates of fresh parameters are nearly the same at every token.
+    # The gates of fresh parameters are nearly the same at every token, so that
+    # the updates' weights are a geometric series.
+    share = gauges.learning_rate / most
+    terms = gauges.momentum ** np.arange(32)[:, None]
     np.testing.assert_allclose(
-        gauges.effort**2, gauges.learning_rate / most, rtol=0.01
+        gauges.effort,
+        np.sqrt(share * np.cumsum(terms, axis=0)).mean(axis=0),
+        rtol=0.01,
     )
     np.testing.assert_allclose(
         with_cost - without,

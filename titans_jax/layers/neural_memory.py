@@ -79,8 +79,9 @@ class Gauges(NamedTuple):
     surprise: the inner loss at the chunk's start, per channel of the value.
     forget: alpha.
     learning_rate: theta.
-    effort: the root of theta / theta_max, to which many weak writes add more
-      than a few strong ones of the same sum.
+    effort: what a token's update of W weighs, e_t = eta_t e_{t-1} + theta_t, the
+      root of its share of theta_max: to a root many weak writes add more than a
+      few strong ones of the same sum.
     momentum: eta; zero without momentum.
     weight_norm: Frobenius norm of a head's W, all layers together, where the
       call's last whole chunk ends.
@@ -386,18 +387,29 @@ class NeuralMemory(nn.Module):
 
     zero = jnp.zeros((), jnp.float32)
     alphas = [mean(f) for f in tokens.forget]
-    share = tokens.learning_rate / self._theta_max()
     return Gauges(
         surprise=mean(jax.lax.stop_gradient(loss)) / self.head_dim,
         forget=sum(alphas) / len(alphas),
         learning_rate=mean(tokens.learning_rate),
-        effort=mean(jnp.sqrt(share + _LEAST_SHARE)),
+        effort=mean(jnp.sqrt(self._weights_of_updates(tokens) + _LEAST_SHARE)),
         momentum=mean(tokens.momentum) if self.momentum else zero,
         weight_norm=norm(carry.weights).astype(jnp.float32),
         momentum_norm=norm(carry.momentum).astype(jnp.float32)
         if self.momentum
         else zero,
     )
+
+  def _weights_of_updates(self, tokens) -> Array:
+    """Returns e_t of `Gauges.effort`, as a share of theta_max, [B, A, H, L]."""
+    share = tokens.learning_rate.astype(jnp.float32) / self._theta_max()
+    if not self.momentum:
+      return share
+
+    def joined(before, after):
+      return before[0] * after[0], after[0] * before[1] + after[1]
+
+    momentum = tokens.momentum.astype(jnp.float32)
+    return jax.lax.associative_scan(joined, (momentum, share), axis=1)[1]
 
   def _stream(self, projection, conv, x, state, layout):
     y = projection(x)

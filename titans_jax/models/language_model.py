@@ -122,8 +122,8 @@ class TitansLM(nn.Module):
       z_loss: weight of the mean of log(Z)**2, which keeps logits from drifting.
       memory_cost: weight of what the memories write, the gauge `effort`, plus
         what of their contents T tokens forget, T times the gauge `forget`, each
-        its mean over blocks. In a short text neither is much in the way; in a
-        long one both are.
+        its mean over blocks. In a short text neither is in the way, nor a
+        momentum that goes on writing; in a long one they are.
 
     Returns:
       The loss, nats per token (plus what the weights add);
