@@ -63,7 +63,7 @@ class GenomicsTest(parameterized.TestCase):
     args = (f"--workdir={workdir}", "--variants=transformer", *SMALL)
     process = processes.run("genomics", *args, "--config.model.window=16")
     self.assertEqual(process.returncode, 0, process.stderr)
-    self.assertIn("can relay 32 bases", process.stdout)
+    self.assertIn("can relay 16 bases", process.stdout)
     results = json.loads((workdir / "results.json").read_text())
     accuracy = results["models"]["transformer"]["0"]
     self.assertEqual(list(accuracy), ["64", "128"])
