@@ -14,28 +14,20 @@ account) and efficiency.png. "windowed" is attention alone over model.window,
 
 from __future__ import annotations
 
-import functools
-import gc
 import pathlib
-import statistics
-import time
-from typing import Any, Callable
 
 from absl import app
 from absl import flags
-import jax
 
 from pallas_kernels import command_line
-from titans_jax.models import language_model
 from titans_jax.training import config as config_lib
 from titans_jax.training import metrics
-from titans_jax.training import optimizer as optimizer_lib
 from titans_jax.training import overlay
-from titans_jax.training import step as step_lib
 
 from . import _flags
 from . import _paper
 from . import _results
+from . import _timing
 from . import _variants
 
 _WORKDIR = flags.DEFINE_string(
@@ -104,7 +96,9 @@ def main(argv) -> None:
     for length in lengths:
       if all(str(length) in results.models.get(name, {}) for name in names):
         continue
-      for name, found in _time(runs[length], rounds).items():
+      for name, found in _timing.time_steps(
+          runs[length], rounds, _BASELINE
+      ).items():
         results.models.setdefault(name, {})[str(length)] = found
       results.write()
       _plot(results.models, results.workdir / "efficiency.png")
@@ -117,63 +111,6 @@ def _run(values, name: str, length: int, tokens: int) -> config_lib.RunConfig:
   values.data.sequence_length = length
   values.data.batch_size = tokens // length
   return overlay.run_config(values, 256)
-
-
-def _time(
-    runs: dict[str, config_lib.RunConfig], rounds: int
-) -> dict[str, dict[str, Any]]:
-  """Times models in turns: one step of each, round for round."""
-  steps = {name: _prepare(run) for name, run in runs.items()}
-  seconds: dict[str, list[float]] = {name: [] for name in steps}
-  for _ in range(rounds):
-    for name, (step, _) in steps.items():
-      start = time.perf_counter()
-      step()
-      seconds[name].append(time.perf_counter() - start)
-  found = {}
-  for name, (_, needed) in steps.items():
-    run = runs[name]
-    tokens = run.data.batch_size * run.data.sequence_length
-    ratios = [b / a for a, b in zip(seconds[name], seconds[_BASELINE])]
-    found[name] = {
-        "tokens_per_second": tokens / statistics.median(seconds[name]),
-        "ratio": statistics.median(ratios),
-        "bytes": needed,
-    }
-    print(
-        f"{name} at {run.data.sequence_length:,} tokens:"
-        f" {found[name]['tokens_per_second']:,.0f} tokens/s,"
-        f" {found[name]['ratio']:.2f} of {_BASELINE}'s",
-        flush=True,
-    )
-  del steps
-  gc.collect()  # of the models of this length
-  return found
-
-
-def _prepare(run: config_lib.RunConfig) -> tuple[Callable[[], None], int]:
-  """Returns what makes a step, compiled and run once, and the bytes it needs."""
-  model = language_model.TitansLM(run.model)
-  optimizer = optimizer_lib.make_optimizer(run.optimizer, run.train.num_steps)
-  state = jax.jit(
-      functools.partial(step_lib.init_state, model, optimizer, run.seed)
-  )()
-  shape = run.data.batch_size, run.data.sequence_length + 1
-  text = jax.random.randint(
-      jax.random.key(run.seed), shape, 0, run.model.vocab_size
-  )
-  batch = {"tokens": text[:, :-1], "targets": text[:, 1:]}
-  compiled = step_lib.jit_train_step(model, optimizer).lower(state, batch)
-  compiled = compiled.compile()
-  memory = compiled.memory_analysis()
-
-  def step() -> None:
-    nonlocal state
-    state, found = compiled(state, batch)
-    jax.block_until_ready((state, found))
-
-  step()
-  return step, memory.temp_size_in_bytes + memory.argument_size_in_bytes
 
 
 def _plot(models: dict, path: pathlib.Path) -> None:
