@@ -55,7 +55,7 @@ class GenomicsTest(parameterized.TestCase):
     self.assertEqual(results["experiment"], "genomics")
     self.assertEqual(list(results["models"]["lmm"]), ["0"])
     # Bases that the other class never has are learned in twenty steps.
-    self.assertGreater(results["models"]["lmm"]["0"]["test"], 0.9)
+    self.assertGreater(results["models"]["lmm"]["0"]["test"], 0.75)
 
   @pytest.mark.slow
   def test_motifs(self):
