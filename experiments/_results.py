@@ -37,6 +37,26 @@ class Table(NamedTuple):
     return "\n".join(text)
 
 
+def by_length(
+    title: str,
+    models: dict[str, dict[str, Any]],
+    cell: Callable[[Any], str],
+) -> Table:
+  """Returns a table with a column for every length.
+
+  Args:
+    title: of the table.
+    models: what was found, by model and length.
+    cell: of one model and length.
+  """
+  lengths = sorted({int(n) for found in models.values() for n in found})
+  rows = []
+  for name, found in models.items():
+    cells = (cell(found[str(n)]) if str(n) in found else "" for n in lengths)
+    rows.append([name, *cells])
+  return Table(title, ["", *(f"{n:,}" for n in lengths)], rows)
+
+
 class Results:
   """The results of one experiment, all taken in the same settings.
 

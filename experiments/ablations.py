@@ -30,12 +30,12 @@ from titans_jax.training import checkpoints
 from titans_jax.training import config as config_lib
 from titans_jax.training import metrics
 from titans_jax.training import overlay
-from titans_jax.training import tasks
 from titans_jax.training import trainer
 
 from . import _flags
 from . import _paper
 from . import _results
+from . import _text
 from . import _variants
 
 _WORKDIR = flags.DEFINE_string(
@@ -93,7 +93,7 @@ def main(argv) -> None:
         {"table_5": _paper.ABLATIONS},
     )
     measure: dict[str, Callable[..., float | None]] = {
-        "text": functools.partial(_text, corpus),
+        "text": functools.partial(_text.perplexity, corpus),
         "recall": _recall,
     }
     for (task, row, seed), run in runs.items():
@@ -149,20 +149,6 @@ def _corpus(values) -> data_lib.Corpus:
       heldout_fraction=data.heldout_fraction,
       max_heldout_sequences=data.max_heldout_sequences,
   )
-
-
-def _text(
-    corpus: data_lib.Corpus, run: config_lib.RunConfig, workdir: pathlib.Path
-) -> float | None:
-  """Returns the held-out perplexity; None if stopped."""
-  model = language_model.TitansLM(run.model)
-  task = tasks.TextTask(
-      model, corpus, batch_size=run.data.batch_size, seed=run.seed
-  )
-  trained = trainer.train(run, workdir, model, task)
-  if not trained.finished:
-    return None
-  return task.evaluate(trained.params)["eval_perplexity"]
 
 
 def _recall(run: config_lib.RunConfig, workdir: pathlib.Path) -> float | None:

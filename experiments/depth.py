@@ -22,7 +22,6 @@ import numpy as np
 
 from pallas_kernels import command_line
 from titans_jax import data as data_lib
-from titans_jax.models import language_model
 from titans_jax.training import checkpoints
 from titans_jax.training import config as config_lib
 from titans_jax.training import metrics
@@ -33,6 +32,7 @@ from titans_jax.training import trainer
 from . import _flags
 from . import _paper
 from . import _results
+from . import _text
 from . import _timing
 
 _WORKDIR = flags.DEFINE_string(
@@ -64,16 +64,10 @@ def main(argv) -> None:
     values.model.variant = "lmm"
     if _SMOKE.value:
       _flags.shorten(values)
-    tokens = values.data.batch_size * values.data.sequence_length
-    for length in lengths:
-      if tokens % length:
-        raise ValueError(
-            f"--lengths: the {tokens} tokens of a step (data.batch_size times"
-            f" data.sequence_length) are not sequences of {length}."
-        )
+    sequences = _text.cut(values, lengths)
     runs = {
-        (length, depth, seed): _run(values, depth, length, tokens, seed)
-        for length in lengths
+        (length, depth, seed): _run(values, depth, length, count, seed)
+        for length, count in sequences.items()
         for depth in depths
         for seed in range(_SEEDS.value)
     }
@@ -108,7 +102,7 @@ def main(argv) -> None:
         continue
       name = f"depth_{depth}_length_{length}_{seed}"
       print(f"\n{name}:", flush=True)
-      value = _train(run, corpora[length], results.workdir / name)
+      value = _text.perplexity(corpora[length], run, results.workdir / name)
       if value is None:
         return  # stopped by SIGTERM
       perplexity[str(seed)] = value
@@ -122,12 +116,12 @@ def _name(depth: int) -> str:
 
 
 def _run(
-    values, depth: int, length: int, tokens: int, seed: int
+    values, depth: int, length: int, count: int, seed: int
 ) -> config_lib.RunConfig:
   values = values.copy_and_resolve_references()
   values.model.memory.depth = depth
   values.data.sequence_length = length
-  values.data.batch_size = tokens // length
+  values.data.batch_size = count
   values.seed += seed
   tokenizer = data_lib.make_tokenizer(values.data.tokenizer)
   return overlay.run_config(values, tokenizer.vocab_size)
@@ -149,20 +143,6 @@ def _time(
     at.update(found)
     at.setdefault("perplexity", {})
   results.write()
-
-
-def _train(
-    run: config_lib.RunConfig, corpus: data_lib.Corpus, workdir: pathlib.Path
-) -> float | None:
-  """Returns the held-out perplexity; None if stopped."""
-  model = language_model.TitansLM(run.model)
-  task = tasks.TextTask(
-      model, corpus, batch_size=run.data.batch_size, seed=run.seed
-  )
-  trained = trainer.train(run, workdir, model, task)
-  if not trained.finished:
-    return None
-  return task.evaluate(trained.params)["eval_perplexity"]
 
 
 def _plot(models: dict[str, Any], path: pathlib.Path) -> None:
@@ -197,18 +177,6 @@ def _plot(models: dict[str, Any], path: pathlib.Path) -> None:
 
 def _tables(models: dict[str, Any]) -> list[_results.Table]:
   """Returns perplexity and throughput, and the paper's."""
-  lengths = sorted({int(n) for found in models.values() for n in found})
-  heads = ["", *(f"{n:,}" for n in lengths)]
-
-  def table(title, cell):
-    rows = [
-        [
-            name,
-            *(cell(found[str(n)]) if str(n) in found else "" for n in lengths),
-        ]
-        for name, found in models.items()
-    ]
-    return _results.Table(title, heads, rows)
 
   def perplexity(found):
     seeds = list(found["perplexity"].values())
@@ -216,14 +184,16 @@ def _tables(models: dict[str, Any]) -> list[_results.Table]:
 
   heads_of_paper = ["", *(f"{n:,}" for n in _paper.DEPTH_LENGTHS)]
   return [
-      table(
+      _results.by_length(
           "Held-out perplexity by tokens of a sequence, mean and deviation over"
           " seeds:",
+          models,
           perplexity,
       ),
-      table(
+      _results.by_length(
           "Training tokens/s, and their ratio to the first row's in the same"
           " round:",
+          models,
           lambda x: f"{x['tokens_per_second']:,.0f} ({x['ratio']:.2f})",
       ),
       _results.Table(

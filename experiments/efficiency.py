@@ -27,6 +27,7 @@ from titans_jax.training import overlay
 from . import _flags
 from . import _paper
 from . import _results
+from . import _text
 from . import _timing
 from . import _variants
 
@@ -69,17 +70,11 @@ def main(argv) -> None:
         "data.source",
     )
     values = _CONFIG.value.copy_and_resolve_references()
-    tokens = values.data.batch_size * values.data.sequence_length
-    for length in lengths:
-      if tokens % length:
-        raise ValueError(
-            f"--lengths: the {tokens} tokens of a step (data.batch_size times"
-            f" data.sequence_length) are not sequences of {length}."
-        )
+    sequences = _text.cut(values, lengths)
     names = list(dict.fromkeys([*_MODELS.value, _BASELINE]))
     runs = {
-        length: {name: _run(values, name, length, tokens) for name in names}
-        for length in lengths
+        length: {name: _run(values, name, length, count) for name in names}
+        for length, count in sequences.items()
     }
     results = _results.Results(
         _WORKDIR.value,
@@ -105,11 +100,11 @@ def main(argv) -> None:
   results.print_tables()
 
 
-def _run(values, name: str, length: int, tokens: int) -> config_lib.RunConfig:
+def _run(values, name: str, length: int, count: int) -> config_lib.RunConfig:
   values = values.copy_and_resolve_references()
   _variants.choose(values.model, name, length)
   values.data.sequence_length = length
-  values.data.batch_size = tokens // length
+  values.data.batch_size = count
   return overlay.run_config(values, 256)
 
 
@@ -140,35 +135,25 @@ def _plot(models: dict, path: pathlib.Path) -> None:
 
 def _tables(models: dict) -> list[_results.Table]:
   """Returns throughput, ratios and memory, and the paper's throughput."""
-  lengths = sorted({int(n) for found in models.values() for n in found})
-  heads = ["", *(f"{n:,}" for n in lengths)]
-
-  def table(title, cell):
-    rows = [
-        [
-            name,
-            *(cell(found[str(n)]) if str(n) in found else "" for n in lengths),
-        ]
-        for name, found in models.items()
-    ]
-    return _results.Table(title, heads, rows)
-
   paper = _results.Table(
       "The paper's Figure 9 (thousand tokens/s; hardware and sizes unknown):",
       ["", *(f"{n:,}" for n in _paper.EFFICIENCY_LENGTHS)],
       [[name, *map(str, row)] for name, row in _paper.EFFICIENCY.items()],
   )
   return [
-      table(
+      _results.by_length(
           "Training tokens/s by tokens of a sequence, the same tokens a step:",
+          models,
           lambda x: f"{x['tokens_per_second']:,.0f}",
       ),
-      table(
+      _results.by_length(
           f"The same, to that of {_BASELINE} in the same round:",
+          models,
           lambda x: f"{x['ratio']:.2f}",
       ),
-      table(
+      _results.by_length(
           "MiB that a step needs (compiler):",
+          models,
           lambda x: f"{x['bytes'] / 2**20:,.0f}",
       ),
       paper,

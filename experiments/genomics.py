@@ -108,8 +108,15 @@ def main(argv) -> None:
         {"top_1": _paper.GENOMICS},
     )
     for (variant, seed), run in runs.items():
-      if not _measure(run, f"{variant}_{seed}", sets, results):
+      found = results.models.setdefault(variant, {})
+      if str(seed) in found:
+        continue
+      workdir = results.workdir / f"{variant}_{seed}"
+      accuracy = _measure(run, workdir, sets)
+      if accuracy is None:
         return  # stopped by SIGTERM
+      found[str(seed)] = accuracy
+      results.write()
   results.print_tables()
 
 
@@ -178,29 +185,22 @@ def _run(values, variant: str, seed: int, sets: _Sets) -> config_lib.RunConfig:
 
 
 def _measure(
-    run: config_lib.RunConfig, name: str, sets: _Sets, results: _results.Results
-) -> bool:
-  """Trains and measures what is not done yet; returns False if stopped."""
-  variant, seed = name.split("_")
-  found = results.models.setdefault(variant, {})
-  if seed in found:
-    return True
+    run: config_lib.RunConfig, workdir: pathlib.Path, sets: _Sets
+) -> dict[str, float] | None:
+  """Trains a model; returns its accuracy by test, None if stopped."""
+  print(f"\n{workdir.name}:", flush=True)
   if _DATA.value is None:
-    print(
-        f"\n{name}: attention and convolutions can relay"
-        f" {recall.reach(run.model)} bases."
-    )
+    relayed = recall.reach(run.model)
+    print(f"Attention and convolutions can relay {relayed} bases.")
   model = classifier.Classifier(run.model, len(sets.train.classes))
   task = genomics.GenomicsTask(model, sets.train, run.data, seed=run.seed)
-  trained = trainer.train(run, results.workdir / name, model, task)
+  trained = trainer.train(run, workdir, model, task)
   if not trained.finished:
-    return False
-  found[seed] = {
+    return None
+  return {
       test: task.measure(trained.params, sequences, length)["accuracy"]
       for test, (sequences, length) in sets.tests.items()
   }
-  results.write()
-  return True
 
 
 def _tables(models: dict) -> list[_results.Table]:

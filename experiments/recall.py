@@ -83,8 +83,8 @@ def _run(values, workdir: pathlib.Path) -> dict | None:
         f" {run.model.variant} can relay."
     )
   print(
-      f"\n{run.model.variant}: queried pairs lie at least {run.data.least_distance} tokens"
-      f" back; attention and convolutions can relay {reach}. Guessing among the"
+      f"\n{run.model.variant}: queried pairs lie at least"
+      f" {run.data.least_distance} tokens back; attention and convolutions can relay {reach}. Guessing among the"
       f" values seen: {run.data.chance:.3f}."
   )
   model = language_model.TitansLM(run.model)

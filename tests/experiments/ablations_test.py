@@ -80,16 +80,15 @@ class AblationsTest(absltest.TestCase):
     self.assertLen(set(changed), len(_variants.ABLATIONS))
 
   def test_bad_input(self):
-    for argument, message in (
-        ("--rows=no luck", "--rows: 'no luck' is none of"),
-        ("--tasks=", "--tasks names none of text, recall"),
-        ("--config.data.sequence_length=250", "not a multiple of 16"),
-    ):
-      process = processes.run(
-          "ablations", f"--workdir={self.folder / 'bad'}", argument
-      )
-      processes.assert_refused(self, process, message)
-    self.assertFalse((self.folder / "bad").exists())
+    processes.assert_all_refused(
+        self,
+        "ablations",
+        (
+            ("--rows=no luck", "--rows: 'no luck' is none of"),
+            ("--tasks=", "--tasks names none of text, recall"),
+            ("--config.data.sequence_length=250", "not a multiple of 16"),
+        ),
+    )
 
 
 if __name__ == "__main__":

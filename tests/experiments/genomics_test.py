@@ -73,16 +73,15 @@ class GenomicsTest(parameterized.TestCase):
     folder = self.benchmark("bad", a=["ACGT"], b=["ACXT"])
     one = self.benchmark("one", a=["ACGT"])
     few = self.benchmark("few", a=["ACGT"], b=["ACGT"])
-    for arguments, message in (
-        ("--data=/nowhere", "there is no /nowhere/train.csv"),
-        (f"--data={folder}", "'X' at base 3"),
-        (f"--data={one}", "has 1 classes"),
-        (f"--data={few}", "batch_size=32 is more than the 1"),
-        ("--config.data.sequence_length=50", "does not hold the two sites"),
-        ("--variants=cnn", "--variants: 'cnn' is none of"),
-    ):
-      process = processes.run(
-          "genomics", f"--workdir={self.folder / 'none'}", *arguments.split()
-      )
-      processes.assert_refused(self, process, message)
-    self.assertFalse((self.folder / "none").exists())
+    processes.assert_all_refused(
+        self,
+        "genomics",
+        (
+            ("--data=/nowhere", "there is no /nowhere/train.csv"),
+            (f"--data={folder}", "'X' at base 3"),
+            (f"--data={one}", "has 1 classes"),
+            (f"--data={few}", "batch_size=32 is more than the 1"),
+            ("--config.data.sequence_length=50", "does not hold the two sites"),
+            ("--variants=cnn", "--variants: 'cnn' is none of"),
+        ),
+    )

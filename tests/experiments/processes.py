@@ -97,6 +97,21 @@ def assert_refused(case, process, message):
   case.assertNotIn("Traceback", process.stderr)
 
 
+def assert_all_refused(case, experiment, arguments):
+  """Asserts that a command refuses arguments, before it makes its workdir.
+
+  Args:
+    case: the test, with a `folder`.
+    experiment: its name.
+    arguments: pairs of an argument and what the message holds.
+  """
+  workdir = case.folder / "refused"
+  for argument, message in arguments:
+    process = run(experiment, f"--workdir={workdir}", argument)
+    assert_refused(case, process, message)
+  case.assertFalse(workdir.exists())
+
+
 def stop_at_row(workdir, rows, signal, *args):
   """Runs pretrain, signals it once it has written so many rows of metrics.
 

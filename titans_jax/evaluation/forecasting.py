@@ -106,15 +106,11 @@ class ForecastTask:
     return len(self._starts[split])
 
   def batches(self, first_step: int) -> Iterator[Batch]:
-    step = first_step
-    while True:
-      epoch, place = divmod(step, self.steps_per_epoch)
-      rng = np.random.default_rng((self._seed, epoch))
-      order = rng.permutation(self._starts["train"])
-      size = self._data.batch_size
-      for first in range(place * size, self.steps_per_epoch * size, size):
-        yield self._windows(order[first : first + size])
-        step += 1
+    size = self._data.batch_size
+    for starts in tasks.shuffled(
+        self._starts["train"], size, first_step, self._seed
+    ):
+      yield self._windows(starts)
 
   def evaluate(self, params: Any) -> dict[str, float]:
     """Returns the validation rows' errors."""
@@ -141,13 +137,12 @@ class ForecastTask:
     """Returns a split's windows at `places` among them."""
     return self._windows(self._starts[split][places])
 
-  def _all_windows(self, split: str) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Yields batches of equal size, and which of their rows count."""
-    starts, size = self._starts[split], self._data.batch_size
-    for first in range(0, len(starts), size):
-      some = starts[first : first + size]
-      counts = np.arange(size) < len(some)
-      yield self._windows(np.resize(some, size)), counts
+  def _all_windows(self, split: str) -> Iterator[tuple[Batch, int]]:
+    """Yields batches of equal size, and how many of their rows count."""
+    for starts, count in tasks.padded(
+        self._starts[split], self._data.batch_size
+    ):
+      yield self._windows(starts), count
 
   def _windows(self, starts: np.ndarray) -> Batch:
     data = self._data
@@ -162,10 +157,10 @@ class ForecastTask:
 
 def _measure(errors, batches, batch_size: int) -> dict[str, float]:
   totals, count = np.zeros(2), 0
-  for batch, counts in batches:
+  for batch, counted in batches:
     found = jax.device_get(errors(parallel.place(batch, batch_size)))
-    totals += np.array([x[counts].sum(dtype=np.float64) for x in found])
-    count += int(counts.sum())
+    totals += np.array([x[:counted].sum(dtype=np.float64) for x in found])
+    count += counted
   return {"mse": totals[0] / count, "mae": totals[1] / count}
 
 

@@ -103,20 +103,18 @@ class GenomicsTask:
     order = np.random.default_rng((seed, 0)).permutation(len(sequences.labels))
     heldout = data.num_heldout(len(order))
     self._heldout, self._train = order[:heldout], order[heldout:]
-    self._steps = data.steps_per_epoch(len(order))
+    data.steps_per_epoch(len(order))  # There is one.
     self._sums = jax.jit(functools.partial(_sums, model))
 
   def batches(self, first_step: int) -> Iterator[Batch]:
-    size = self._data.batch_size
-    step = first_step
-    while True:
-      epoch, place = divmod(step, self._steps)
-      rng = np.random.default_rng((self._seed, 1, epoch))
-      order = rng.permutation(self._train)[place * size :][:size]
+    data = self._data
+    chosen = tasks.shuffled(
+        self._train, data.batch_size, first_step, self._seed, 1
+    )
+    for step, places in enumerate(chosen, first_step):
       rng = np.random.default_rng((self._seed, 2, step))
-      turned = rng.random(size) < 0.5 * self._data.reverse_complement
-      yield _rows(self._sequences, order, turned, self._data.sequence_length)
-      step += 1
+      turned = rng.random(data.batch_size) < 0.5 * data.reverse_complement
+      yield _rows(self._sequences, places, turned, data.sequence_length)
 
   def evaluate(self, params: Any) -> dict[str, float]:
     """Returns loss (nats) and accuracy on the sequences held out."""
@@ -143,16 +141,10 @@ class GenomicsTask:
     size = self._data.batch_size
     length = length or self._data.sequence_length
 
-    def batches():
-      for first in range(0, len(places), size):
-        some = places[first : first + size]
-        rows = np.resize(some, size)
-        batch = _rows(sequences, rows, np.zeros(size, bool), length)
-        batch["labels"][len(some) :] = -1
-        yield batch
-
     totals = np.zeros(3)
-    for batch in batches():
+    for rows, counted in tasks.padded(places, size):
+      batch = _rows(sequences, rows, np.zeros(size, bool), length)
+      batch["labels"][counted:] = -1
       totals += np.asarray(self._sums(params, parallel.place(batch, size)))
     loss, accuracy = totals[:2] / totals[2]
     return {"loss": float(loss), "accuracy": float(accuracy)}

@@ -53,6 +53,39 @@ def fingerprint(value: Any) -> str:
   return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
 
+def shuffled(
+    items: np.ndarray, batch_size: int, first_step: int, *seed: int
+) -> Iterator[np.ndarray]:
+  """Yields the items of the batches first_step, first_step + 1, and so on.
+
+  Every item comes once an epoch at most; those that do not fill a batch are left
+  out.
+
+  Args:
+    items: [N], at least batch_size.
+    batch_size: items of a batch.
+    first_step: of the first batch.
+    *seed: of the order.
+  """
+  steps = len(items) // batch_size
+  epoch, place = divmod(first_step, steps)
+  for number in itertools.count(epoch):
+    order = np.random.default_rng((*seed, number)).permutation(items)
+    for i in range(place, steps):
+      yield order[i * batch_size : (i + 1) * batch_size]
+    place = 0
+
+
+def padded(
+    items: np.ndarray, batch_size: int
+) -> Iterator[tuple[np.ndarray, int]]:
+  """Yields all items in batches of one size, and how many of each count: the
+  last one is filled with items that do not."""
+  for first in range(0, len(items), batch_size):
+    some = items[first : first + batch_size]
+    yield np.resize(some, batch_size), len(some)
+
+
 def measure(
     eval_step, params: Any, batches: Iterable[Batch], batch_size: int
 ) -> dict[str, float]:
