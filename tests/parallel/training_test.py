@@ -109,7 +109,8 @@ class TrainingTest(parameterized.TestCase):
         _train(config, layout, devices, carried_rows=8)
         for layout, devices in ((parallel.ParallelConfig(), 1), (_MIXED, 8))
     )
-    np.testing.assert_allclose(mixed[0], one[0], atol=1e-5)
+    # What a carried state was rounded to goes on through all steps after it.
+    np.testing.assert_allclose(mixed[0], one[0], rtol=2e-5)
     # Rows and heads of what a memory has learned lie apart.
     weights = mixed[1].model_state[0].mixer.memory.chunk_start.weights[0]
     self.assertEqual(

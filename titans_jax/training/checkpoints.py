@@ -190,9 +190,7 @@ class Checkpoints:
       self._put_aside([other for other in steps if other > step])
       return restored
     if steps:
-      raise CheckpointError(
-          f"None of the checkpoints {steps} in {self.directory} can be read."
-      )
+      raise self._none_can_be_read(steps)
     return None
 
   def _restore(self, step, like, meta) -> Restored:
@@ -222,11 +220,12 @@ class Checkpoints:
     Raises:
       CheckpointError: none can be read.
     """
-    for step in self._steps():
+    steps = self._steps()
+    for step in steps:
       if (meta := self._meta_or_none(step)) is not None:
         config_lib.check_version(meta["run"])
         return meta["run"]
-    raise CheckpointError(f"No checkpoint in {self.directory} can be read.")
+    raise self._none_can_be_read(steps)
 
   def restore_params(
       self, step: int | None = None, like: Any = None
@@ -272,9 +271,7 @@ class Checkpoints:
         return params, meta["run"], candidate
       except Exception as error:  # pylint: disable=broad-except
         self._damaged(candidate, error)
-    raise CheckpointError(
-        f"None of the checkpoints {steps} in {self.directory} can be read."
-    )
+    raise self._none_can_be_read(steps)
 
   def _restore_params(self, step: int, meta: dict[str, Any], like: Any) -> Any:
     items = self._manager.restore(
@@ -301,6 +298,11 @@ class Checkpoints:
     except Exception as error:  # pylint: disable=broad-except
       self._damaged(step, error)
       return None
+
+  def _none_can_be_read(self, steps: list[int]) -> CheckpointError:
+    return CheckpointError(
+        f"None of the checkpoints {steps} in {self.directory} can be read."
+    )
 
   def _put_aside(self, steps: list[int]) -> None:
     if not steps:
