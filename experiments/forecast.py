@@ -102,8 +102,9 @@ def _run(
   steps = windows // data.batch_size
   values.train.num_steps = max(data.epochs * steps, 1)
   values.train.eval_every = max(steps, 1)
-  if name == "dlinear":
+  if name == "dlinear":  # as its authors train it
     values.optimizer.learning_rate = _DLINEAR_LEARNING_RATE
+    values.data.dropout = 0.0
   if _SMOKE.value:
     _flags.shorten(values)
   return overlay.run_config(values, 1, forecasting.ForecastData)

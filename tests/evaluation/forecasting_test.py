@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Windows in random order, and errors over all of a split."""
 
+import dataclasses
 import itertools
 import pathlib
 
@@ -28,7 +29,7 @@ class ForecastTaskTest(absltest.TestCase):
         series_test.write(folder / "sines.csv", values)
     )
     self.data = forecasting.ForecastData(
-        look_back=24, horizon=7, batch_size=16, epochs=2
+        look_back=24, horizon=7, batch_size=16, epochs=2, dropout=0.0
     )
     self.model = forecaster.DLinear(24, 7, 2)
     self.task = self.make()
@@ -50,6 +51,21 @@ class ForecastTaskTest(absltest.TestCase):
     later = next(self.task.batches(steps))
     np.testing.assert_array_equal(later["future"], epoch[-1]["future"])
     self.assertNotEqual(self.make(seed=1).fingerprint, self.task.fingerprint)
+
+  def test_dropout_hides_steps(self):
+    self.data = dataclasses.replace(self.data, dropout=0.25)
+    task = self.make()
+    first, second = itertools.islice(task.batches(0), 2)
+    self.assertEqual(first["weights"].shape, first["history"].shape)
+    np.testing.assert_allclose(np.unique(first["weights"]), [0, 4 / 3])
+    self.assertAlmostEqual(first["weights"].mean(), 1, delta=0.1)
+    self.assertFalse(np.array_equal(first["weights"], second["weights"]))
+    np.testing.assert_array_equal(
+        next(task.batches(1))["weights"], second["weights"]
+    )
+    self.assertNotEqual(task.fingerprint, self.task.fingerprint)
+    with self.assertRaisesRegex(ValueError, "data.dropout must be .* got 1.0"):
+      forecasting.ForecastData(dropout=1.0)
 
   def test_errors_are_those_of_all_windows(self):
     found = self.task.measure_last_value("test")

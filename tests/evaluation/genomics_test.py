@@ -89,12 +89,13 @@ class GenomicsTaskTest(absltest.TestCase):
     task = genomics.GenomicsTask(self.model, self.sequences, self.data, seed=0)
     params = step_lib.init_params(self.model, 0)
     found = task.measure(params, self.sequences, 64)
+    apply = jax.jit(self.model.apply)
     right = []
     for tokens, label in zip(self.sequences.tokens, self.sequences.labels):
       padded = np.full((1, 64), genomes.PAD, np.int32)
       padded[0, : len(tokens)] = tokens
       lengths = np.array([len(tokens)], np.int32)
-      logits = jax.jit(self.model.apply)({"params": params}, padded, lengths)
+      logits = apply({"params": params}, padded, lengths)
       right.append(int(np.argmax(logits)) == label)
     self.assertAlmostEqual(found["accuracy"], np.mean(right))
     self.assertIn("eval_loss", task.evaluate(params))

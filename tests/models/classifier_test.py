@@ -2,12 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The classifier: padding changes nothing, every token counts."""
 
+import functools
+
 from absl.testing import parameterized
 import jax
 import numpy as np
 
 from titans_jax.models import classifier
 from titans_jax.models import presets
+from titans_jax.training import step as step_lib
 
 
 class ClassifierTest(parameterized.TestCase):
@@ -18,7 +21,7 @@ class ClassifierTest(parameterized.TestCase):
         variant=variant, num_layers=1, dtype="float64", param_dtype="float64"
     )
     model = classifier.Classifier(config, 3)
-    variables = model.init(jax.random.key(0), **model.init_inputs())
+    variables = {"params": step_lib.init_params(model, 0)}
     rng = np.random.default_rng(0)
     tokens = rng.integers(256, size=(2, 21)).astype(np.int32)
     apply = jax.jit(model.apply)
@@ -30,8 +33,8 @@ class ClassifierTest(parameterized.TestCase):
     padded = np.where(mask, np.pad(tokens, ((0, 0), (0, 9))), 7)
     logits = apply(variables, padded.astype(np.int32), lengths)
     np.testing.assert_allclose(logits, expected, atol=1e-9)
-    loss, metrics, _ = model.apply(
-        variables, padded, np.array([2, -1]), lengths, method="loss"
+    loss, metrics, _ = jax.jit(functools.partial(model.apply, method="loss"))(
+        variables, padded, np.array([2, -1]), lengths
     )
     logits = expected[0]
     np.testing.assert_allclose(

@@ -8,6 +8,7 @@ import numpy as np
 
 from titans_jax.models import forecaster
 from titans_jax.models import presets
+from titans_jax.training import step as step_lib
 
 
 def randomized(params, scale=0.3):
@@ -37,15 +38,13 @@ class ForecasterTest(absltest.TestCase):
     cls.model = forecaster.Forecaster(
         config, look_back=16, horizon=6, channels=3, period=4, patch_length=4
     )
-    cls.params = cls.model.init(jax.random.key(0), **cls.model.init_inputs())[
-        "params"
-    ]
+    cls.params = step_lib.init_params(cls.model, 0)
     rng = np.random.default_rng(0)
     cls.history = rng.normal(size=(2, 16, 3))
     cls.phase = np.array([[1], [3]], np.int32) + np.arange(22) % 4
     cls.phase %= 4
     cls.apply = staticmethod(
-        jax.jit(lambda p, x, t: cls.model.apply({"params": p}, x, t))
+        jax.jit(lambda p, *args: cls.model.apply({"params": p}, *args))
     )
 
   def test_starts_as_the_mean_of_what_was_seen(self):
@@ -75,6 +74,18 @@ class ForecasterTest(absltest.TestCase):
     np.testing.assert_array_equal(later[:, :-1], y[:, :-1])
     self.assertGreater(np.abs(later - y)[:, -1].max(), 1e-3)
 
+  def test_a_hidden_step_is_not_read(self):
+    params = randomized(self.params)
+    weights = np.ones_like(self.history)
+    y = self.apply(params, self.history, self.phase, weights)
+    np.testing.assert_array_equal(
+        y, self.apply(params, self.history, self.phase)
+    )
+    weights[0, 5, 1] = 0
+    hidden = self.apply(params, self.history, self.phase, weights)
+    where = np.abs(hidden - y).max(axis=1) > 1e-6
+    np.testing.assert_array_equal(where, [[False, True, False], [False] * 3])
+
   def test_the_memory_is_read(self):
     params = randomized(self.params)
     other = jax.tree.map(lambda x: x, params)
@@ -95,8 +106,7 @@ class DLinearTest(absltest.TestCase):
 
   def test_formula(self):
     model = forecaster.DLinear(look_back=12, horizon=3, channels=2, average=5)
-    variables = model.init(jax.random.key(0), **model.init_inputs())
-    params = randomized(variables["params"])
+    params = randomized(step_lib.init_params(model, 0))
     rng = np.random.default_rng(0)
     history = rng.normal(size=(2, 12, 2)).astype(np.float32)
     phase = np.zeros((2, 15), np.int32)

@@ -417,7 +417,8 @@ class BadInputTest(parameterized.TestCase):
     model = titans.TitansLM(
         titans.presets.tiny(variant="transformer", window=None, max_length=10)
     )
-    _, state = model.apply(self.variables, self.tokens)
+    apply = jax.jit(model.apply)
+    _, state = apply(self.variables, self.tokens)
     with self.assertRaisesRegex(ValueError, "max_length=10 tokens, but 8 were"):
       model.apply(self.variables, self.tokens[:, :3], state)
     tokens = jnp.zeros((2, 12), jnp.int32)

@@ -31,13 +31,16 @@ class ForecastData:
     patch_length: steps that make a token.
     batch_size: windows per step.
     epochs: how often every window is seen.
+    dropout: share of a training window's steps, of every channel for itself, that
+      are hidden.
   """
 
   look_back: int = 96
   horizon: int = 96
   patch_length: int = 8
   batch_size: int = 64
-  epochs: int = 10
+  epochs: int = 5
+  dropout: float = 0.3
 
   def __post_init__(self):
     config_lib.check_at_least(
@@ -54,6 +57,10 @@ class ForecastData:
       raise ValueError(
           f"data.look_back={self.look_back} is not a multiple of"
           f" data.patch_length={self.patch_length}."
+      )
+    if not 0 <= self.dropout < 1:
+      raise ValueError(
+          f"data.dropout must be at least 0 and below 1, got {self.dropout}."
       )
 
 
@@ -91,6 +98,7 @@ class ForecastTask:
             data.look_back,
             data.horizon,
             data.batch_size,
+            data.dropout,
             seed,
         )
     )
@@ -106,11 +114,15 @@ class ForecastTask:
     return len(self._starts[split])
 
   def batches(self, first_step: int) -> Iterator[Batch]:
-    size = self._data.batch_size
-    for starts in tasks.shuffled(
-        self._starts["train"], size, first_step, self._seed
-    ):
-      yield self._windows(starts)
+    size, dropout = self._data.batch_size, self._data.dropout
+    chosen = tasks.shuffled(self._starts["train"], size, first_step, self._seed)
+    for step, starts in enumerate(chosen, first_step):
+      batch = self._windows(starts)
+      if dropout:
+        rng = np.random.default_rng((self._seed, 1, step))
+        seen = rng.random(batch["history"].shape, np.float32) >= dropout
+        batch["weights"] = seen.astype(np.float32) / (1 - dropout)
+      yield batch
 
   def evaluate(self, params: Any) -> dict[str, float]:
     """Returns the validation rows' errors."""

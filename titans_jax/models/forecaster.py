@@ -83,12 +83,16 @@ class Forecaster(nn.Module):
     self.final_norm = linear.rms_norm(config)
     self.head = nn.Dense(self.horizon, kernel_init=zeros, **dtypes)
 
-  def __call__(self, history: Array, phase: Array) -> Array:
+  def __call__(
+      self, history: Array, phase: Array, weights: Array | None = None
+  ) -> Array:
     """Forecasts.
 
     Args:
       history: scaled values, [B, L, C].
       phase: int32 [B, L + horizon], where in the period each step stands.
+      weights: [B, L, C], by which what remains of a step without mean and season
+        is multiplied; None: ones.
 
     Returns:
       [B, horizon, C].
@@ -98,6 +102,8 @@ class Forecaster(nn.Module):
     mean = jnp.mean(history, axis=1, keepdims=True)
     deviation = jnp.sqrt(jnp.var(history, axis=1, keepdims=True) + _EPSILON)
     x = (history - mean) / deviation - season[:, :length]
+    if weights is not None:
+      x = x * weights.astype(x.dtype)
     x = jnp.swapaxes(x, 1, 2).reshape(batch * channels, length)
     patches = x.reshape(batch * channels, -1, self.patch_length)
     tokens = self.patch(patches) + self.place
@@ -107,7 +113,11 @@ class Forecaster(nn.Module):
     return (y + season[:, length:]) * deviation + mean
 
   def loss(
-      self, history: Array, phase: Array, future: Array
+      self,
+      history: Array,
+      phase: Array,
+      future: Array,
+      weights: Array | None = None,
   ) -> tuple[Array, dict[str, Any], None]:
     """Returns the mean Huber loss of a batch.
 
@@ -115,12 +125,13 @@ class Forecaster(nn.Module):
       history: [B, L, C].
       phase: int32 [B, L + horizon].
       future: [B, horizon, C].
+      weights: [B, L, C], as in `__call__`: zeros hide steps.
 
     Returns:
       The loss; metrics: `num_tokens`, the values forecast; and no state.
     """
     error = optax.losses.huber_loss(
-        self(history, phase), future, delta=self.huber_delta
+        self(history, phase, weights), future, delta=self.huber_delta
     )
     return _mean(error)
 

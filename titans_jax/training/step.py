@@ -54,7 +54,8 @@ class TrainState(NamedTuple):
 
 def init_params(model: Model, seed: int):
   """Returns fresh parameters."""
-  return model.init(jax.random.key(seed), **model.init_inputs())["params"]
+  init = jax.jit(model.init)
+  return init(jax.random.key(seed), **model.init_inputs())["params"]
 
 
 def init_state(
