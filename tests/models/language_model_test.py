@@ -507,7 +507,7 @@ class DtypeTest(parameterized.TestCase):
     )
     model = titans.TitansLM(config)
     tokens = jnp.zeros((1, 5), jnp.int32)
-    variables = model.init(jax.random.key(0), tokens)
+    variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
     state = jax.eval_shape(
         lambda v: model.init_state(v, batch_size=1), variables
     )
@@ -525,10 +525,12 @@ class DtypeTest(parameterized.TestCase):
       jax.eval_shape(model.init, jax.random.key(0), tokens)
 
   def test_masked_token_alone_has_the_logits_of_no_input(self):
-    model = titans.TitansLM(titans.presets.tiny(variant="lmm"))
+    model = titans.TitansLM(titans.presets.tiny(variant="lmm", num_layers=1))
     tokens = jnp.ones((2, 8), jnp.int32)
     variables = jax.jit(model.init)(jax.random.key(0), tokens)
-    state = model.init_state(variables, batch_size=2)
+    state = jax.jit(functools.partial(model.init_state, batch_size=2))(
+        variables
+    )
     mask = jnp.array([[True], [False]])
     logits, _ = jax.jit(model.apply)(variables, tokens[:, :1], state, mask=mask)
     np.testing.assert_array_equal(np.any(logits, axis=(1, 2)), [True, False])

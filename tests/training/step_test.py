@@ -66,9 +66,12 @@ class TrainStepTest(parameterized.TestCase):
     model = titans.TitansLM(titans.presets.tiny(variant="transformer"))
     tokens = jnp.zeros((1, 8), jnp.int32)
     variables = jax.jit(model.init)(jax.random.key(0), tokens)
-    logits, _ = model.apply(variables, tokens)
+    logits, _ = jax.jit(model.apply)(variables, tokens)
+    apply = functools.partial(model.apply, method="loss")
     loss, with_z = (
-        model.apply(variables, tokens, tokens, z_loss=z, method="loss")[0]
+        jax.jit(functools.partial(apply, z_loss=z))(variables, tokens, tokens)[
+            0
+        ]
         for z in (0.0, 0.1)
     )
     log_z = jax.nn.logsumexp(logits, axis=-1)
@@ -77,7 +80,7 @@ class TrainStepTest(parameterized.TestCase):
     )
 
   def test_memory_cost_closes_the_gates(self):
-    config = titans.presets.tiny(variant="mac", num_layers=1)
+    config = titans.presets.tiny(variant="lmm", num_layers=1)
     model = titans.TitansLM(config)
     tokens = jnp.arange(32, dtype=jnp.int32)[None]
     variables = jax.jit(model.init)(jax.random.key(0), tokens)
