@@ -161,12 +161,15 @@ def _subjects(
     workdir: holds a run for every variant.
   """
   if CHECKPOINT.value is not None:
-    model, variables, saved, step = _checkpoint.load(
-        CHECKPOINT.value, STEP.value
-    )
-    tokenizer = data_lib.make_tokenizer(saved["data"]["tokenizer"])
+    trained = _checkpoint.load(CHECKPOINT.value, STEP.value)
+    model, variables, tokenizer, step, data = trained
+    if step is None:
+      raise ValueError(
+          f"--checkpoint={CHECKPOINT.value} is an exported model, which does not"
+          " say what it was trained on: give the workdir of its run."
+      )
     name = pathlib.Path(CHECKPOINT.value).resolve().name
-    length = saved["data"]["sequence_length"] * saved["data"].get("segments", 1)
+    length = data["sequence_length"] * data.get("segments", 1)
     lengths = _lengths(model.config, length, multiples)
     texts = prepare(tokenizer, lengths)
     yield Subject(
@@ -187,16 +190,16 @@ def _subjects(
     model = language_model.TitansLM(run.model)
     task = make_task(model, data, run.seed)
     print(f"\n{name}:", flush=True)
-    trained = trainer.train(
+    result = trainer.train(
         run, workdir / name, model, task, init_from=INIT_FROM.value
     )
-    if not trained.finished:
+    if not result.finished:
       yield None
       return
     yield Subject(
         name,
         model,
-        {"params": trained.params},
+        {"params": result.params},
         tokenizer,
         run.train.num_steps,
         data.sequence_length,

@@ -6,29 +6,54 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
+from titans_jax import data
 from titans_jax import inference
+from titans_jax.data import tokenizers
+from titans_jax.models import config as model_config
 from titans_jax.models import language_model
 from titans_jax.models import states
 from titans_jax.training import checkpoints
-from titans_jax.training import config
 
 
-def load(
-    path: str, step: int | None
-) -> tuple[language_model.TitansLM, Any, dict[str, Any], int]:
-  """Returns a checkpoint's model, its variables, its run's configuration, and
-  its step.
+class Trained(NamedTuple):
+  """A trained language model.
+
+  Attributes:
+    model: the model.
+    variables: its parameters.
+    tokenizer: that it was trained with.
+    step: of the checkpoint; None for an exported model.
+    data: section `data` of its run; empty for an exported model.
+  """
+
+  model: language_model.TitansLM
+  variables: Any
+  tokenizer: tokenizers.Tokenizer
+  step: int | None
+  data: dict[str, Any]
+
+
+def load(path: str, step: int | None) -> Trained:
+  """Returns a checkpoint's model, or an exported one.
 
   Args:
-    path: workdir of a run of experiments.pretrain.
+    path: workdir of a run of experiments.pretrain, or a folder of
+      experiments.export.
     step: of the checkpoint; None: the newest whole one.
 
   Raises:
     checkpoints.CheckpointError: none can be read.
-    ValueError: the run's model was not trained on text.
+    ValueError: the run's model was not trained on text, or an exported model is
+      damaged or asked for a step.
   """
+  if inference.is_exported(path):
+    if step is not None:
+      raise ValueError(
+          f"--step={step}: {path} is an exported model, of no step."
+      )
+    return Trained(*inference.load(path), step=None, data={})
   with contextlib.closing(checkpoints.open_checkpoints(path)) as manager:
     if "tokenizer" not in manager.run()["data"]:
       raise ValueError(
@@ -37,8 +62,13 @@ def load(
       )
     params, run, step = manager.restore_params(step)
   print(f"Checkpoint of step {step}.", file=sys.stderr)
-  model = language_model.TitansLM(config.make_model_config(run["model"]))
-  return model, {"params": params}, run, step
+  return Trained(
+      language_model.TitansLM(model_config.make_config(run["model"])),
+      {"params": params},
+      data.make_tokenizer(run["data"]["tokenizer"]),
+      step,
+      run["data"],
+  )
 
 
 def load_state(

@@ -14,7 +14,7 @@ import jax
 from ml_collections import config_flags
 
 from pallas_kernels import command_line
-from titans_jax.data import files
+from titans_jax import files
 from titans_jax.parallel import distributed
 
 start = command_line.start

@@ -8,7 +8,7 @@ import json
 import pathlib
 from typing import Any, Callable, NamedTuple, Sequence
 
-from titans_jax.data import files
+from titans_jax import files
 from titans_jax.training import config as config_lib
 
 from . import _flags

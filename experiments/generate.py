@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from titans_jax import data
 from titans_jax import inference
 from titans_jax.models import states
 from titans_jax.training import checkpoints
@@ -52,8 +51,8 @@ def main(argv) -> None:
   _flags.start(argv)
   with _flags.clean_errors(checkpoints.CheckpointError):
     texts = _read_prompts()
-    model, variables, run, _ = _checkpoint.load(_CHECKPOINT.value, _STEP.value)
-    tokenizer = data.make_tokenizer(run["data"]["tokenizer"])
+    trained = _checkpoint.load(_CHECKPOINT.value, _STEP.value)
+    model, variables, tokenizer = trained[:3]
     state, start = None, [tokenizer.document_token]
     if _LOAD_STATE.value is not None:
       start = []  # The prompts go on with what the state has read.

@@ -45,7 +45,7 @@ import tempfile
 from absl import app
 from absl import flags
 
-from titans_jax.data import files
+from titans_jax import files
 
 from . import _flags
 

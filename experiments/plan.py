@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import tuning
+from titans_jax import files
 from titans_jax import parallel
-from titans_jax.data import files
 from titans_jax.models import language_model
 from titans_jax.models import states
 from titans_jax.parallel import chips

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from titans_jax import data
+from titans_jax import files
 from titans_jax import inference
-from titans_jax.data import files
 from titans_jax.evaluation import bigram
 from titans_jax.models import language_model
 from titans_jax.parallel import distributed

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from absl import app
 from absl import flags
 
-from titans_jax.data import files
+from titans_jax import files
 
 from . import _flags
 from . import _results

@@ -79,8 +79,8 @@ def main(argv) -> None:
       _flags.clean_errors(checkpoints.CheckpointError, FloatingPointError),
       _open(_INPUT.value) as source,
   ):
-    model, variables, run, _ = _checkpoint.load(_CHECKPOINT.value, _STEP.value)
-    tokenizer = data.make_tokenizer(run["data"]["tokenizer"])
+    trained = _checkpoint.load(_CHECKPOINT.value, _STEP.value)
+    model, variables, tokenizer = trained[:3]
     reader = _Reader(model, variables)
     with _stopping() as stop, reader.saving():
       for piece in _tokens(source, tokenizer, stop):

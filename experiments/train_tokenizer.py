@@ -17,7 +17,7 @@ import pathlib
 from absl import app
 from absl import flags
 
-from titans_jax.data import files
+from titans_jax import files
 from titans_jax.data import sources
 from titans_jax.data import tokenizers as our_tokenizers
 

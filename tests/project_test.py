@@ -21,8 +21,8 @@ _DISTRIBUTIONS = {
     "tensorboardX": "tensorboardx",
 }
 
-# What each may import of the project. experiments -> ... -> memory, which alone
-# imports the kernels; the tools beside these know the memory.
+# What each may import of the project, besides `files`. experiments -> ... ->
+# memory, which alone imports the kernels; the tools beside these know the memory.
 _BELOW = {
     "memory": set(),
     "layers": {"memory"},
@@ -30,7 +30,7 @@ _BELOW = {
     "data": set(),
     "parallel": {"layers", "memory", "models"},
     "training": {"data", "layers", "memory", "models", "parallel"},
-    "inference": {"layers", "memory", "models"},
+    "inference": {"data", "layers", "memory", "models"},
     "evaluation": {
         "data",
         "inference",
@@ -132,7 +132,7 @@ class ProjectTest(absltest.TestCase):
       for module in imports(path):
         if module.startswith("titans_jax."):
           other = module.split(".")[1]
-          self.assertIn(other, _BELOW[parts[1]] | {parts[1]}, path)
+          self.assertIn(other, _BELOW[parts[1]] | {parts[1], "files"}, path)
         self.assertNotIn(module.split(".")[0], ("experiments", "tests"), path)
 
   def test_wheel_holds_every_package(self):

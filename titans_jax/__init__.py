@@ -3,6 +3,8 @@
 """Titans: Learning to Memorize at Test Time, in JAX and Flax."""
 
 from titans_jax import memory
+from titans_jax.inference.exporting import export
+from titans_jax.inference.exporting import load
 from titans_jax.inference.generation import generate
 from titans_jax.inference.generation import stream
 from titans_jax.inference.saved_states import load_state
@@ -20,7 +22,9 @@ __all__ = (
     "NeuralMemory",
     "TitansConfig",
     "TitansLM",
+    "export",
     "generate",
+    "load",
     "load_state",
     "memory",
     "merge_rows",

@@ -321,6 +321,23 @@ class GenerateTest(parameterized.TestCase):
       self.assertEqual(alone.stdout, text + "\n")
       self.assertStartsWith(alone.stdout, prompt)
 
+  @pytest.mark.slow
+  def test_an_exported_model_writes_the_same(self):
+    exported = self.folder / "exported"
+    arguments = f"--checkpoint={self.workdir}", f"--output={exported}"
+    process = processes.run("export", *arguments)
+    self.assertIn("the model of step 7", process.stdout, process.stderr)
+    options = "--prompt=one two", "--temperature=0", "--max_new_tokens=12"
+    texts = [
+        processes.run("generate", f"--checkpoint={path}", *options).stdout
+        for path in (self.workdir, exported)
+    ]
+    self.assertStartsWith(texts[0], "one two")
+    self.assertEqual(*texts)
+    processes.assert_refused(
+        self, processes.run("export", *arguments), "is not empty"
+    )
+
   @parameterized.parameters(
       ((), "Give --prompt or --prompt_file"),
       (("--prompt=a", "--prompt_file=b"), "Give --prompt or --prompt_file"),

@@ -16,7 +16,7 @@ import zipfile
 from absl import logging
 import numpy as np
 
-from titans_jax.data import files
+from titans_jax import files
 from titans_jax.data import packing
 from titans_jax.data import prepared
 from titans_jax.data import sources

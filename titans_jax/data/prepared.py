@@ -22,7 +22,7 @@ import uuid
 
 import numpy as np
 
-from titans_jax.data import files
+from titans_jax import files
 from titans_jax.data import sources
 from titans_jax.data import tokenizers
 

@@ -10,13 +10,13 @@ import json
 import os
 import pathlib
 from typing import Any
-import uuid
 import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from titans_jax import files
 from titans_jax.models import checksums
 from titans_jax.models import language_model
 from titans_jax.models import states
@@ -54,18 +54,12 @@ def save_state(
       str(i): np.ascontiguousarray(x).view(np.uint8)
       for i, (_, x) in enumerate(leaves)
   }
-  path = pathlib.Path(path)
-  part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
-  try:
-    with part.open("wb") as file:
-      np.savez(
-          file,
-          about=np.frombuffer(json.dumps(about).encode(), np.uint8),
-          **arrays,
-      )
-    part.replace(path)
-  finally:
-    part.unlink(missing_ok=True)
+  with files.replacing(pathlib.Path(path)) as file:
+    np.savez(
+        file,
+        about=np.frombuffer(json.dumps(about).encode(), np.uint8),
+        **arrays,
+    )
 
 
 def load_state(

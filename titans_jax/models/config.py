@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+from typing import Any
 
 from titans_jax import memory as memory_lib
 from titans_jax.layers import neural_memory
@@ -154,6 +155,13 @@ class TitansConfig:
     if self.variant == "transformer":
       return 1
     return self.segment_length if self.variant == "mac" else self.chunk_size
+
+
+def make_config(values: dict[str, Any]) -> TitansConfig:
+  """Returns the configuration that plain values describe, those of `asdict`."""
+  values = dict(values)
+  net = memory_lib.MLP(**values.pop("memory"))
+  return TitansConfig(memory=net, **values)
 
 
 def _check_choice(name: str, value, choices) -> None:

@@ -14,8 +14,9 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-from titans_jax.data import files
+from titans_jax import files
 from titans_jax.models import checksums
+from titans_jax.models import config as model_config
 from titans_jax.models import language_model
 from titans_jax.parallel import distributed
 from titans_jax.training import config as config_lib
@@ -385,7 +386,7 @@ def _optimizer_item(state: step_lib.TrainState) -> dict[str, Any]:
 
 
 def _params(run: dict[str, Any]):
-  config = config_lib.make_model_config(run["model"])
+  config = model_config.make_config(run["model"])
   return step_lib.init_params(language_model.TitansLM(config), 0)
 
 

@@ -8,7 +8,6 @@ import dataclasses
 import math
 from typing import Any, Iterator
 
-from titans_jax import memory as memory_lib
 from titans_jax.models import config as model_config
 from titans_jax.parallel import mesh as mesh_lib
 
@@ -270,7 +269,7 @@ def run_config(values: dict[str, Any], data_class=DataConfig) -> RunConfig:
   """
   check_version(values)
   return RunConfig(
-      model=make_model_config(values["model"]),
+      model=model_config.make_config(values["model"]),
       data=data_class(**values["data"]),
       optimizer=OptimizerConfig(**values["optimizer"]),
       train=TrainConfig(**values["train"]),
@@ -319,10 +318,3 @@ def check_version(values: dict[str, Any]) -> None:
         f"The configuration has format version {version}, but this program"
         f" reads version {FORMAT_VERSION}."
     )
-
-
-def make_model_config(values: dict[str, Any]) -> model_config.TitansConfig:
-  """Returns the model that plain values describe."""
-  values = dict(values)
-  net = memory_lib.MLP(**values.pop("memory"))
-  return model_config.TitansConfig(memory=net, **values)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from titans_jax.data import files
+from titans_jax import files
 from titans_jax.parallel import distributed
 
 

@@ -19,8 +19,8 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from titans_jax import files
 from titans_jax import parallel
-from titans_jax.data import files
 from titans_jax.models import language_model
 from titans_jax.parallel import chips
 from titans_jax.parallel import distributed
