@@ -338,6 +338,27 @@ class GenerateTest(parameterized.TestCase):
         self, processes.run("export", *arguments), "is not empty"
     )
 
+    def evaluate(path, *args):
+      text = f"--text={self.folder / 'text.txt'}", "--max_tokens=1000"
+      results = f"--workdir={self.folder / 'evaluated'}"
+      return processes.run(
+          "evaluate", f"--checkpoint={path}", results, *text, *args
+      )
+
+    processes.assert_refused(self, evaluate(exported), "give --length")
+    for path in (self.workdir, exported):
+      process = evaluate(path, "--length=32")
+      self.assertEqual(process.returncode, 0, process.stderr)
+    results = json.loads(
+        (self.folder / "evaluated" / "results.json").read_text()
+    )
+    here, there = results["models"]["run"], results["models"]["exported"]
+    self.assertEqual(here | {"step": None}, there)
+    self.assertBetween(here["perplexity"], 2, 300)
+    self.assertGreater(here["tokens"], 1000)
+    self.assertIn("Loss (nats per token) by position", process.stdout)
+    processes.assert_refused(self, evaluate(exported, "--length=16"), "length")
+
   @parameterized.parameters(
       ((), "Give --prompt or --prompt_file"),
       (("--prompt=a", "--prompt_file=b"), "Give --prompt or --prompt_file"),

@@ -9,8 +9,6 @@ import hashlib
 import json
 import os
 import pathlib
-import sys
-from typing import Any
 import zipfile
 
 from absl import logging
@@ -173,16 +171,11 @@ def _text_bytes(plan: packing.Plan, documents) -> int:
 
 def _origin(source: str, tokenizer: tokenizers.Tokenizer) -> dict:
   """Returns what tells whether the tokens on disk are up to date."""
-  inputs: list[list[Any]]
-  if source == "builtin":
-    inputs = [["builtin", sys.version]]
+  if prepared.is_prepared(source):
+    shards = prepared.shard_files(source)
+    inputs = [sources.version(source, path) for path in shards]
   else:
-    paths = (
-        prepared.shard_files(source)
-        if prepared.is_prepared(source)
-        else sources.files(source)
-    )
-    inputs = [sources.version(source, path) for path in paths]
+    inputs = sources.versions(source)
   return {
       "version": _VERSION,
       "files": inputs,

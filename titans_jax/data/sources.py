@@ -11,6 +11,7 @@ import itertools
 import json
 import pathlib
 import re
+import sys
 from typing import Any, Iterable, Iterator
 
 JSON_LINES = (".jsonl", ".json")
@@ -124,6 +125,13 @@ def files(source: str) -> list[pathlib.Path]:
     if path.stat().st_size == 0:
       raise ValueError(f"data.source: {path} is empty.")
   return paths
+
+
+def versions(source: str) -> list[list[Any]]:
+  """Returns what tells whether a source has changed."""
+  if source == "builtin":
+    return [["builtin", sys.version]]
+  return [version(source, path) for path in files(source)]
 
 
 def version(source: str, path: pathlib.Path) -> list[Any]:

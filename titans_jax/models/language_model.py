@@ -131,13 +131,7 @@ class TitansLM(nn.Module):
       `accuracy`, `num_tokens` (scored), and `memory`, the gauges of every block
       ([num_layers] each; None without memory); and the state.
     """
-    if targets.shape != tokens.shape:
-      raise ValueError(
-          f"targets {targets.shape} and tokens {tokens.shape} differ in shape."
-      )
-    if mask is None or layout_lib.concrete(mask, targets):
-      scored = targets if mask is None else np.where(mask, targets, -1)
-      _check_vocabulary(scored, self.config.vocab_size, "targets", least=None)
+    _check_targets(tokens, targets, mask, self.config)
     layout, document = self._layout(tokens, state, mask, document_ids)
     hidden, state, gauges = self._read(
         tokens, state, layout, document, update_memory
@@ -165,6 +159,43 @@ class TitansLM(nn.Module):
       forgotten = tokens.shape[1] * gauges.forget
       loss += memory_cost * jnp.mean(gauges.effort + forgotten)
     return loss, metrics, state
+
+  def score(
+      self,
+      tokens: Array,
+      targets: Array,
+      state: State | None = None,
+      *,
+      mask: Array | None = None,
+      update_memory: bool = True,
+  ) -> tuple[Array, Array, State]:
+    """Returns what the model gives each target, without holding all logits.
+
+    Args:
+      tokens: int32 [B, T].
+      targets: int32 [B, T], as in `loss`.
+      state: as in `__call__`.
+      mask: as in `__call__`.
+      update_memory: as in `__call__`.
+
+    Returns:
+      log p(target) in nats, [B, T] in at least float32, and whether it is the
+      most likely token, bool [B, T]: zero and False where a target is not
+      scored; and the state.
+    """
+    _check_targets(tokens, targets, mask, self.config)
+    layout, document = self._layout(tokens, state, mask, None)
+    hidden, state, _ = self._read(
+        tokens, state, layout, document, update_memory
+    )
+    scored = targets >= 0 if mask is None else mask & (targets >= 0)
+    nats, correct = loss_lib.token_losses(
+        layout.restore(hidden),
+        jnp.where(scored, targets, 0),
+        self._output_matrix(),
+        _logits,
+    )
+    return jnp.where(scored, -nats, 0), correct & scored, state
 
   def last_logits(
       self,
@@ -407,6 +438,17 @@ def _check_vocabulary(tokens, vocab_size, name, least=0) -> None:
         f"{name} hold {value}, outside the vocabulary of {vocab_size} tokens"
         f" (0 to {vocab_size - 1})."
     )
+
+
+def _check_targets(tokens, targets, mask, config) -> None:
+  """Raises ValueError for targets that are not the tokens'."""
+  if targets.shape != tokens.shape:
+    raise ValueError(
+        f"targets {targets.shape} and tokens {tokens.shape} differ in shape."
+    )
+  if mask is None or layout_lib.concrete(mask, targets):
+    scored = targets if mask is None else np.where(mask, targets, -1)
+    _check_vocabulary(scored, config.vocab_size, "targets", least=None)
 
 
 def _check_call(tokens, state, mask, document_ids, config) -> None:

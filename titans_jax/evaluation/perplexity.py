@@ -1,0 +1,146 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Perplexity of any text, by how many tokens stand before.
+
+A document is the document token, its own tokens, and the document token that
+ends it. It is cut into windows that share one token, so that every token of the
+text is predicted exactly once, from those of its window before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from typing import Any, Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from titans_jax.data import tokenizers
+from titans_jax.models import language_model
+
+
+@dataclasses.dataclass
+class Scores:
+  """What a model gave a text.
+
+  Attributes:
+    nats: sum of -log p over the tokens that have p tokens before them in their
+      window, for p = 1 to the windows' length: float64 [length].
+    correct: of them, those that were the most likely ones: int64 [length].
+    count: of them, all: int64 [length].
+    text_bytes: length of the text.
+  """
+
+  nats: np.ndarray
+  correct: np.ndarray
+  count: np.ndarray
+  text_bytes: int = 0
+
+  @property
+  def loss(self) -> float:
+    """Nats per token."""
+    return float(self.nats.sum() / self.count.sum())
+
+  @property
+  def perplexity(self) -> float:
+    return math.exp(min(self.loss, 700))
+
+  @property
+  def accuracy(self) -> float:
+    return float(self.correct.sum() / self.count.sum())
+
+  @property
+  def bits_per_byte(self) -> float:
+    """Bits that the text takes, by its length in bytes."""
+    return float(self.nats.sum() / math.log(2) / self.text_bytes)
+
+  def by_position(self) -> Iterator[tuple[int, int, float, int]]:
+    """Yields (first, last, nats per token, tokens) of positions in doubling
+    ranges: 1, 2, 3 to 4, 5 to 8, and so on."""
+    first, last = 1, 1
+    while first <= len(self.count):
+      here = slice(first - 1, min(last, len(self.count)))
+      if count := int(self.count[here].sum()):
+        yield first, here.stop, float(self.nats[here].sum() / count), count
+      first, last = last + 1, 2 * last
+
+
+def windows(ids: np.ndarray, length: int) -> Iterator[np.ndarray]:
+  """Cuts a document, its document tokens included, into windows of at most
+  length + 1 tokens, of which the first is another's last."""
+  for start in range(0, len(ids) - 1, length):
+    yield ids[start : start + length + 1]
+
+
+def score_text(
+    model: language_model.TitansLM,
+    variables: Any,
+    tokenizer: tokenizers.Tokenizer,
+    texts: Iterable[bytes],
+    *,
+    length: int,
+    batch_size: int,
+    max_tokens: int | None = None,
+) -> Scores:
+  """Returns what a model gives texts.
+
+  Args:
+    model: the model.
+    variables: its parameters.
+    tokenizer: that it was trained with.
+    texts: documents.
+    length: tokens that a window's last one has before it.
+    batch_size: windows at a time.
+    max_tokens: of the text to read about, from its beginning; None: all.
+
+  Raises:
+    ValueError: there is no text.
+  """
+  zeros = np.zeros(length, np.int64)
+  scores = Scores(zeros.astype(np.float64), zeros.copy(), zeros)
+
+  def all_windows():
+    tokens = 0
+    for text in texts:
+      if not text:
+        continue
+      if max_tokens is not None and tokens >= max_tokens:
+        return
+      scores.text_bytes += len(text)
+      ends = [tokenizer.document_token]
+      ids = np.concatenate([ends, tokenizer.encode(text), ends])
+      tokens += len(ids) - 1
+      yield from windows(ids.astype(np.int32), length)
+
+  found = all_windows()
+  while batch := list(itertools.islice(found, batch_size)):
+    tokens = np.zeros((batch_size, length), np.int32)
+    targets = np.full((batch_size, length), -1, np.int32)
+    for row, ids in enumerate(batch):
+      tokens[row, : len(ids) - 1] = ids[:-1]
+      targets[row, : len(ids) - 1] = ids[1:]
+    log_probs, correct = jax.device_get(
+        _score(model, variables, tokens, targets)
+    )
+    scores.nats -= log_probs.sum(axis=0, dtype=np.float64)
+    scores.correct += correct.sum(axis=0)
+    scores.count += (targets >= 0).sum(axis=0)
+  if not scores.text_bytes:
+    raise ValueError("There is no text to score.")
+  return scores
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(model, variables, tokens, targets):
+  log_probs, correct, _ = model.apply(
+      variables,
+      tokens,
+      targets,
+      mask=jnp.asarray(targets) >= 0,
+      method="score",
+  )
+  return log_probs, correct
