@@ -1,20 +1,24 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Perplexity and bits per byte of a model on any text.
+"""Perplexity of a model on any text, or the tasks of the paper's Table 1.
 
     python -m experiments.evaluate --checkpoint=runs/mac --text='books/*.txt' \
         --workdir=runs/mac_on_books
+    python -m experiments.evaluate --checkpoint=runs/mac --workdir=runs/mac_tasks \
+        --tasks=lambada_openai,piqa,hellaswag
 
-The text is cut into windows of --length tokens (by default those of training),
-each read from nothing, so that every token is predicted once. Writes results.json
-(perplexity, bits per byte, accuracy, and the loss by a token's position in its
-window) and evaluate.png, the picture of the latter. Several checkpoints with the
-same --workdir stand side by side.
+--text is cut into windows of --length tokens (by default those of training),
+each read from nothing, so that every token is predicted once. results.json has
+perplexity, bits per byte, accuracy, and the loss by a token's position in its
+window, of which evaluate.png is the picture. --tasks are those of the Evaluation
+Harness (extra `eval`), with data of the hub or of --data_dir (NAME/SPLIT.jsonl).
+Several checkpoints with the same --workdir stand side by side.
 """
 
 from __future__ import annotations
 
 import pathlib
+import time
 
 from absl import app
 from absl import flags
@@ -26,6 +30,7 @@ from titans_jax.training import metrics
 
 from . import _checkpoint
 from . import _flags
+from . import _paper
 from . import _results
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -35,7 +40,23 @@ _CHECKPOINT = flags.DEFINE_string(
     required=True,
 )
 _STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; the newest.")
-_TEXT = flags.DEFINE_string("text", None, "As data.source.", required=True)
+_TEXT = flags.DEFINE_string("text", None, "As data.source.")
+_TASKS = flags.DEFINE_list("tasks", None, "Of lm-eval, instead of --text.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder with the tasks' data; the hub."
+)
+_LIMIT = flags.DEFINE_integer(
+    "limit", None, "Documents of a task, the first ones; all.", lower_bound=1
+)
+_NUM_FEWSHOT = flags.DEFINE_integer(
+    "num_fewshot",
+    None,
+    "Solved examples in front; as the task has it.",
+    lower_bound=0,
+)
+_SHARE_PREFIXES = flags.DEFINE_bool(
+    "share_prefixes", True, "Reads what questions have in common once."
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for the results.", required=True
 )
@@ -59,40 +80,104 @@ _MAX_TOKENS = flags.DEFINE_integer(
 def main(argv) -> None:
   _flags.start(argv)
   with _flags.clean_errors(checkpoints.CheckpointError):
+    _check_flags()
     trained = _checkpoint.load(_CHECKPOINT.value, _STEP.value)
-    length = _length(trained)
-    results = _results.Results(
-        _WORKDIR.value,
-        "evaluate",
-        {
-            "text": sources.versions(_TEXT.value),
-            "length": length,
-            "max_tokens": _MAX_TOKENS.value,
-        },
-        _tables,
-    )
-    scores = perplexity.score_text(
-        trained.model,
-        trained.variables,
-        trained.tokenizer,
-        sources.documents(_TEXT.value),
-        length=length,
-        batch_size=_BATCH_SIZE.value,
-        max_tokens=_MAX_TOKENS.value,
-    )
-    name = _NAME.value or pathlib.Path(_CHECKPOINT.value).resolve().name
-    results.models[name] = {
-        "step": trained.step,
-        "perplexity": scores.perplexity,
-        "bits_per_byte": scores.bits_per_byte,
-        "accuracy": scores.accuracy,
-        "tokens": int(scores.count.sum()),
-        "text_bytes": scores.text_bytes,
-        "by_position": [list(row) for row in scores.by_position()],
-    }
-    results.write()
-    _plot(results.models, results.workdir / "evaluate.png")
+    if _TASKS.value is None:
+      results = _on_text(trained)
+    else:
+      results = _on_tasks(trained)
     results.print_tables()
+
+
+def _check_flags() -> None:
+  """Raises ValueError for flags that contradict each other."""
+  if (_TEXT.value is None) == (_TASKS.value is None):
+    raise ValueError("Give --text or --tasks, one of the two.")
+  alone = {
+      "text": ("length", "max_tokens"),
+      "tasks": ("data_dir", "limit", "num_fewshot", "share_prefixes"),
+  }
+  other = "tasks" if _TASKS.value is None else "text"
+  for name in alone[other]:
+    if flags.FLAGS[name].present:
+      raise ValueError(f"--{name} means nothing without --{other}.")
+
+
+def _name() -> str:
+  return _NAME.value or pathlib.Path(_CHECKPOINT.value).resolve().name
+
+
+def _on_text(trained: _checkpoint.Trained) -> _results.Results:
+  """Scores --text."""
+  length = _length(trained)
+  results = _results.Results(
+      _WORKDIR.value,
+      "evaluate",
+      {
+          "text": sources.versions(_TEXT.value),
+          "length": length,
+          "max_tokens": _MAX_TOKENS.value,
+      },
+      _text_tables,
+  )
+  scores = perplexity.score_text(
+      trained.model,
+      trained.variables,
+      trained.tokenizer,
+      sources.documents(_TEXT.value),
+      length=length,
+      batch_size=_BATCH_SIZE.value,
+      max_tokens=_MAX_TOKENS.value,
+  )
+  results.models[_name()] = {
+      "step": trained.step,
+      "perplexity": scores.perplexity,
+      "bits_per_byte": scores.bits_per_byte,
+      "accuracy": scores.accuracy,
+      "tokens": int(scores.count.sum()),
+      "text_bytes": scores.text_bytes,
+      "by_position": [list(row) for row in scores.by_position()],
+  }
+  results.write()
+  _plot(results.models, results.workdir / "evaluate.png")
+  return results
+
+
+def _on_tasks(trained: _checkpoint.Trained) -> _results.Results:
+  """Answers --tasks."""
+  try:
+    from titans_jax.evaluation import harness  # pylint: disable=g-import-not-at-top
+  except ImportError as error:
+    raise ImportError(
+        "--tasks needs the Evaluation Harness: pip install 'titans-jax[eval]'."
+    ) from error
+  results = _results.Results(
+      _WORKDIR.value,
+      "evaluate",
+      {
+          "data_dir": _DATA_DIR.value,
+          "limit": _LIMIT.value,
+          "num_fewshot": _NUM_FEWSHOT.value,
+      },
+      _task_tables,
+      {"table_1": _paper.LANGUAGE},
+  )
+  tasks = harness.make_tasks(_TASKS.value, _DATA_DIR.value)
+  model = harness.HarnessModel(
+      *trained[:3],
+      batch_size=_BATCH_SIZE.value,
+      share_prefixes=_SHARE_PREFIXES.value,
+  )
+  start = time.perf_counter()
+  found = harness.evaluate(
+      model, tasks, num_fewshot=_NUM_FEWSHOT.value, limit=_LIMIT.value
+  )
+  print(f"Answered in {time.perf_counter() - start:,.1f} s.")
+  row = results.models.setdefault(_name(), {"tasks": {}})
+  row["step"] = trained.step
+  row["tasks"].update(found)
+  results.write()
+  return results
 
 
 def _length(trained: _checkpoint.Trained) -> int:
@@ -135,7 +220,42 @@ def _plot(models: dict, path: pathlib.Path) -> None:
   pyplot.close(figure)
 
 
-def _tables(models: dict) -> list[_results.Table]:
+def _task_tables(models: dict) -> list[_results.Table]:
+  """Returns every task's metrics, and the paper's."""
+  names = sorted(
+      {
+          (t, m)
+          for x in models.values()
+          for t in x["tasks"]
+          for m in x["tasks"][t]
+      }
+  )
+  ours = _results.Table(
+      "Metrics of lm-eval:",
+      ["", *models],
+      [
+          [
+              f"{task} {metric}",
+              *(
+                  f"{found['tasks'].get(task, {}).get(metric, float('nan')):.4f}"
+                  for found in models.values()
+              ),
+          ]
+          for task, metric in names
+      ],
+  )
+  paper = [
+      _results.Table(
+          f"The paper's Table 1, {size}:",
+          ["", *_paper.LANGUAGE_COLUMNS],
+          [[name, *map(str, cells)] for name, cells in rows.items()],
+      )
+      for size, rows in _paper.LANGUAGE.items()
+  ]
+  return [ours, *paper]
+
+
+def _text_tables(models: dict) -> list[_results.Table]:
   """Returns the numbers of the whole text, and the loss by position."""
   whole = _results.Table(
       "All tokens of the text:",

@@ -12,6 +12,7 @@ import numpy as np
 import titans_jax as titans
 from titans_jax.data import tokenizers
 from titans_jax.evaluation import perplexity
+from titans_jax.evaluation import scoring
 from titans_jax.models import loss as loss_lib
 
 
@@ -79,11 +80,11 @@ class ScoreTextTest(parameterized.TestCase):
         self.subTest("in blocks of time"),
         mock.patch.object(loss_lib, "_MAX_LOGITS", 5 * 2 * 257),
     ):
-      perplexity._score.clear_cache()
+      scoring.score.clear_cache()
       blocks = perplexity.score_text(
           model, variables, tokenizer, texts, length=11, batch_size=2
       )
-      perplexity._score.clear_cache()
+      scoring.score.clear_cache()
     with self.subTest("as many"):
       whole = perplexity.score_text(
           model, variables, tokenizer, texts, length=11, batch_size=2

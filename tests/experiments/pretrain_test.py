@@ -358,6 +358,23 @@ class GenerateTest(parameterized.TestCase):
     self.assertGreater(here["tokens"], 1000)
     self.assertIn("Loss (nats per token) by position", process.stdout)
     processes.assert_refused(self, evaluate(exported, "--length=16"), "length")
+    with self.subTest("tasks of lm-eval"):
+      data = self.folder / "tasks" / "lambada_openai"
+      data.mkdir(parents=True)
+      (data / "test.jsonl").write_text('{"text": "one two three"}\n')
+      arguments = (
+          f"--checkpoint={exported}",
+          f"--workdir={self.folder / 'on_tasks'}",
+          f"--data_dir={data.parent}",
+      )
+      process = processes.run("evaluate", *arguments, "--tasks=lambada_openai")
+      self.assertRegex(
+          process.stdout, r"lambada_openai perplexity +\d", process.stderr
+      )
+      self.assertIn("Titans (MAC)", process.stdout)
+      processes.assert_refused(
+          self, processes.run("evaluate", *arguments), "--text or --tasks"
+      )
 
   @parameterized.parameters(
       ((), "Give --prompt or --prompt_file"),

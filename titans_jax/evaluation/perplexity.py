@@ -10,16 +10,15 @@ text is predicted exactly once, from those of its window before it.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 from typing import Any, Iterable, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from titans_jax.data import tokenizers
+from titans_jax.evaluation import scoring
 from titans_jax.models import language_model
 
 
@@ -123,24 +122,13 @@ def score_text(
     for row, ids in enumerate(batch):
       tokens[row, : len(ids) - 1] = ids[:-1]
       targets[row, : len(ids) - 1] = ids[1:]
-    log_probs, correct = jax.device_get(
-        _score(model, variables, tokens, targets)
+    log_probs, correct, _ = scoring.score(
+        model, variables, tokens, targets, targets >= 0
     )
+    log_probs, correct = jax.device_get((log_probs, correct))
     scores.nats -= log_probs.sum(axis=0, dtype=np.float64)
     scores.correct += correct.sum(axis=0)
     scores.count += (targets >= 0).sum(axis=0)
   if not scores.text_bytes:
     raise ValueError("There is no text to score.")
   return scores
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _score(model, variables, tokens, targets):
-  log_probs, correct, _ = model.apply(
-      variables,
-      tokens,
-      targets,
-      mask=jnp.asarray(targets) >= 0,
-      method="score",
-  )
-  return log_probs, correct
