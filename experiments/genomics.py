@@ -10,7 +10,7 @@
 GenomicBenchmarks has them, or `train.csv` and `test.csv` with the columns
 `sequence` and `label`. (Where `pip install genomic-benchmarks` is, its
 `download_dataset` makes such a folder.) Without --data the motif task is learned,
-whose two sites lie further apart than windows can relay, and measured up to eight
+whose two sites lie further apart than windows can relay, and measured up to 16
 times the training length. Trains --variants, each with --seeds, and writes
 results.json. A run that was stopped goes on.
 """
@@ -58,7 +58,7 @@ _CONFIG = _flags.define_config("genomics.py")
 # multiples of the training's.
 _MOTIFS = 16_384
 _MOTIFS_TESTED = 512
-_MULTIPLES = (1, 2, 4, 8)
+_MULTIPLES = (1, 2, 4, 8, 16)
 
 
 @dataclasses.dataclass(frozen=True)
