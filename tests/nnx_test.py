@@ -60,7 +60,7 @@ class NeuralMemoryTest(absltest.TestCase):
 class TitansLMTest(absltest.TestCase):
 
   def test_is_the_linen_model(self):
-    config = titans.presets.tiny(variant="mag", num_layers=1)
+    config = titans.presets.tiny(variant="transformer", num_layers=1)
     model = nnx.jit(lambda: titans_nnx.TitansLM(config, rngs=nnx.Rngs(0)))()
     tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
     state = model.init_state(batch_size=2)

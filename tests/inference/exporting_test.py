@@ -25,8 +25,12 @@ class ExportTest(parameterized.TestCase):
   def make(self, **fields):
     config = titans.presets.tiny(variant="mac", **fields)
     model = titans.TitansLM(config)
-    init = jax.jit(model.init)
-    return model, init(jax.random.key(0), np.zeros((1, 8), np.int32))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda x: rng.normal(size=x.shape).astype(x.dtype),
+        jax.eval_shape(model.init, jax.random.key(0), **model.init_inputs()),
+    )
+    return model, variables
 
   @parameterized.parameters("float32", "bfloat16")
   def test_comes_back_bit_for_bit(self, dtype):
