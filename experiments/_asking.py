@@ -14,7 +14,7 @@ import numpy as np
 
 from pallas_kernels import command_line
 from titans_jax import data as data_lib
-from titans_jax.data import tokenizers
+from titans_jax import tokenizers
 from titans_jax.evaluation import answers
 from titans_jax.evaluation import recall
 from titans_jax.models import checksums

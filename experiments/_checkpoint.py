@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from titans_jax import data
 from titans_jax import inference
-from titans_jax.data import tokenizers
+from titans_jax import tokenizers
 from titans_jax.models import config as model_config
 from titans_jax.models import language_model
 from titans_jax.models import states

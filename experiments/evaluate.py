@@ -40,7 +40,9 @@ _CHECKPOINT = flags.DEFINE_string(
     required=True,
 )
 _STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; the newest.")
-_TEXT = flags.DEFINE_string("text", None, "As data.source.")
+_TEXT = flags.DEFINE_string(
+    "text", None, "Text to score: files, as data.source has them."
+)
 _TASKS = flags.DEFINE_list("tasks", None, "Of lm-eval, instead of --text.")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder with the tasks' data; the hub."
@@ -72,7 +74,7 @@ _BATCH_SIZE = flags.DEFINE_integer(
 _MAX_TOKENS = flags.DEFINE_integer(
     "max_tokens",
     None,
-    "Tokens of the text to read about, from its beginning; all.",
+    "Tokens of the text to score, from its beginning; all.",
     lower_bound=1,
 )
 
@@ -173,8 +175,13 @@ def _on_tasks(trained: _checkpoint.Trained) -> _results.Results:
       model, tasks, num_fewshot=_NUM_FEWSHOT.value, limit=_LIMIT.value
   )
   print(f"Answered in {time.perf_counter() - start:,.1f} s.")
-  row = results.models.setdefault(_name(), {"tasks": {}})
-  row["step"] = trained.step
+  whose = {
+      "checkpoint": str(pathlib.Path(_CHECKPOINT.value).resolve()),
+      "step": trained.step,
+  }
+  row = results.models.get(_name(), {})
+  if any(row.get(key) != value for key, value in whose.items()):
+    row = results.models[_name()] = whose | {"tasks": {}}
   row["tasks"].update(found)
   results.write()
   return results
@@ -184,20 +191,13 @@ def _length(trained: _checkpoint.Trained) -> int:
   """Returns --length, or the training's.
 
   Raises:
-    ValueError: neither is there, or full attention does not hold it.
+    ValueError: neither is there.
   """
   length = _LENGTH.value or trained.data.get("sequence_length")
   if length is None:
     raise ValueError(
         f"--checkpoint={_CHECKPOINT.value} is an exported model, which does not"
         " say what it was trained on: give --length."
-    )
-  config = trained.model.config
-  full = config.variant == "transformer" and config.window is None
-  if full and length > config.max_length:
-    raise ValueError(
-        f"--length={length} is more than the {config.max_length} tokens that the"
-        " model's full attention holds."
     )
   return length
 
@@ -231,13 +231,13 @@ def _task_tables(models: dict) -> list[_results.Table]:
       }
   )
   ours = _results.Table(
-      "Metrics of lm-eval:",
+      "Metrics of lm-eval (accuracies as shares):",
       ["", *models],
       [
           [
               f"{task} {metric}",
               *(
-                  f"{found['tasks'].get(task, {}).get(metric, float('nan')):.4f}"
+                  _cell(found["tasks"], task, metric)
                   for found in models.values()
               ),
           ]
@@ -246,13 +246,18 @@ def _task_tables(models: dict) -> list[_results.Table]:
   )
   paper = [
       _results.Table(
-          f"The paper's Table 1, {size}:",
+          f"The paper's Table 1, {size} (accuracies in percent):",
           ["", *_paper.LANGUAGE_COLUMNS],
           [[name, *map(str, cells)] for name, cells in rows.items()],
       )
       for size, rows in _paper.LANGUAGE.items()
   ]
   return [ours, *paper]
+
+
+def _cell(tasks: dict, task: str, metric: str) -> str:
+  value = tasks.get(task, {}).get(metric)
+  return "" if value is None else f"{value:.4f}"
 
 
 def _text_tables(models: dict) -> list[_results.Table]:

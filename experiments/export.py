@@ -5,8 +5,8 @@
     python -m experiments.export --checkpoint=runs/mac --output=exported/mac
 
 Writes safetensors, config.json, the tokenizer and a model card: what
-`titans.load` reads, and --checkpoint of experiments.generate and
-experiments.stream takes. The optimizer's state is left out.
+`titans.load` reads, and --checkpoint of experiments.generate,
+experiments.stream and experiments.evaluate takes. The optimizer's state is left out.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ _OUTPUT = flags.DEFINE_string(
 def main(argv) -> None:
   _flags.start(argv)
   with _flags.clean_errors(checkpoints.CheckpointError):
+    output = _flags.local_folder("output", _OUTPUT.value)
     trained = _checkpoint.load(_CHECKPOINT.value, _STEP.value)
     if trained.step is None:
       raise ValueError(f"--checkpoint={_CHECKPOINT.value} is exported already.")
     inference.export(
-        _OUTPUT.value,
+        output,
         trained.model,
         trained.variables,
         trained.data["tokenizer"],

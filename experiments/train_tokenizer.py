@@ -18,8 +18,8 @@ from absl import app
 from absl import flags
 
 from titans_jax import files
+from titans_jax import tokenizers as our_tokenizers
 from titans_jax.data import sources
-from titans_jax.data import tokenizers as our_tokenizers
 
 from . import _flags
 

@@ -67,7 +67,7 @@ class TitansLM(_Bridged):
     self.lazy_init(**module.init_inputs())
 
   @property
-  def linen(self) -> language_model.TitansLM:
+  def linen(self) -> Any:
     """The Linen module, for `titans_jax.generate` with `variables`."""
     return self.to_nnx__module
 

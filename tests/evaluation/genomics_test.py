@@ -14,34 +14,27 @@ from titans_jax.models import classifier
 from titans_jax.models import presets
 from titans_jax.training import step as step_lib
 
-MARKER = "TTGACGTCAA"
-
 
 class MotifTest(absltest.TestCase):
 
-  def test_the_codes_say_the_class(self):
+  def test_the_order_says_the_class(self):
     rng = np.random.default_rng(0)
     motifs = genomics.make_motifs(300, 100, 200, rng)
-    self.assertEqual(motifs.classes, ("different", "same"))
+    self.assertEqual(motifs.classes, genomics.MOTIFS)
     self.assertBetween(motifs.labels.mean(), 0.4, 0.6)
     self.assertBetween(min(map(len, motifs.tokens)), 100, 110)
     self.assertBetween(max(map(len, motifs.tokens)), 190, 200)
-    codes = {0: [], 1: []}
     for tokens, label in zip(motifs.tokens, motifs.labels):
       text = "".join(genomes.BASES[t] for t in tokens)
-      first = text.index(MARKER)
-      last = text.rindex(MARKER)
-      found = [text[i + 10 : i + 14] for i in (first, last)]
+      first, last = (text.index(genomics.MOTIFS[m]) for m in (label, 1 - label))
       self.assertGreaterEqual(
-          last - first, genomics.least_distance(len(tokens)) - 14
+          last - first, genomics.least_distance(len(tokens))
       )
-      self.assertEqual(found[0] == found[1], bool(label))
-      codes[int(label)] += found
-    # A code alone says nothing of the class.
-    shares = [
-        np.mean([code == "ACCA" for code in codes[label]]) for label in (0, 1)
-    ]
-    np.testing.assert_allclose(shares, 0.25, atol=0.08)
+    strands = {
+        genomes.reverse_complement(genomes.encode(m, "")).tobytes()
+        for m in genomics.MOTIFS
+    } | {genomes.encode(m, "").tobytes() for m in genomics.MOTIFS}
+    self.assertLen(strands, 4)
     with self.assertRaisesRegex(ValueError, "20 bases does not hold"):
       genomics.make_motifs(1, 20, 30, rng)
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 import titans_jax as titans
-from titans_jax.data import tokenizers
-from titans_jax.evaluation import scoring
+from titans_jax import tokenizers
 
 pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 from titans_jax.evaluation import harness  # pylint: disable=g-import-not-at-top
@@ -88,23 +87,6 @@ class HarnessModelTest(HarnessCase):
     )
     self.assertEqual(found, expected)
 
-  def test_a_prefix_is_read_once(self):
-    read = []
-    score = scoring.score
-
-    def count(model, variables, tokens, targets, mask, state=None):
-      read.append(int(mask.sum()))
-      return score(model, variables, tokens, targets, mask, state)
-
-    totals = []
-    for share in (True, False):
-      read.clear()
-      with absltest.mock.patch.object(scoring, "score", count):
-        self.harness(share_prefixes=share).loglikelihood(requests(*PAIRS))
-      totals.append(sum(read))
-    prefixes = sum(map(len, CONTEXTS))
-    self.assertEqual(totals[1] - totals[0], 2 * prefixes)
-
   def test_rolling_is_the_sum_over_the_text(self):
     texts = ("One text.", "", "Another text, longer than the first. " * 2)
     found = self.harness().loglikelihood_rolling(
@@ -126,6 +108,13 @@ class HarnessModelTest(HarnessCase):
     self.assertEqual(short, whole[: whole.index(stop)])
     with self.assertRaisesRegex(ValueError, r"\['num_beams'\] of generation"):
       model.generate_until(requests(("a", {"num_beams": 4})))
+
+  def test_bad_requests(self):
+    with self.assertRaisesRegex(ValueError, "to be scored behind 'abc'"):
+      self.harness().loglikelihood(requests(("abc", "")))
+    narrow = titans.TitansLM(titans.presets.tiny())
+    with self.assertRaisesRegex(ValueError, "up to 256, but .* is 256"):
+      harness.HarnessModel(narrow, {}, tokenizers.ByteTokenizer())
 
 
 class TasksTest(HarnessCase):
@@ -168,16 +157,22 @@ class TasksTest(HarnessCase):
     folder = self.write()
     with self.assertRaisesRegex(ValueError, "'piqua' is no task.*'piqa'"):
       harness.make_tasks(["piqua"], folder)
+    with self.assertRaisesRegex(ValueError, "'ai2_arc' is a group of tasks"):
+      harness.make_tasks(["ai2_arc"], folder)
     with self.assertRaisesRegex(ValueError, "neither validation.jsonl nor"):
       harness.make_tasks(["hellaswag"], folder)
     path = folder / "piqa" / "validation.jsonl"
-    path.write_text('{"goal": "no more"}\n')
-    with self.assertRaisesRegex(
-        ValueError, "lacks a field|could not be loaded"
-    ):
-      harness.evaluate(self.harness(), harness.make_tasks(["piqa"], folder))
+    path.write_text('{"goal": "Boil", "sol1": "a", "sol2": "b"}\n')
+    with self.assertRaisesRegex(ValueError, "piqa.*label"):
+      harness.make_tasks(["piqa"], folder)
+    whole = json.dumps(self.DATA["piqa"][0])
+    path.write_text(whole + '\n{"sol1": "a", "sol2": "b", "label": 1}\n')
+    with self.assertRaisesRegex(ValueError, "Document 2 of piqa .* 'goal'"):
+      harness.make_tasks(["piqa"], folder)
     path.write_text("{\n")
-    with self.assertRaisesRegex(ValueError, "piqa could not be loaded from"):
+    with self.assertRaisesRegex(
+        ValueError, "piqa could not be loaded from .* in the form"
+    ):
       harness.make_tasks(["piqa"], folder)
 
 

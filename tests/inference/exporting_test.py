@@ -2,8 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """An exported model is the model; what does not fit is refused by name."""
 
+import contextlib
+import io
 import json
 import pathlib
+import re
 import shutil
 
 from absl.testing import absltest
@@ -11,7 +14,7 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 
-from tests.data import tokenizers_test
+from tests import tokenizers_test
 import titans_jax as titans
 
 
@@ -23,7 +26,7 @@ class ExportTest(parameterized.TestCase):
     self.path = self.folder / "exported"
 
   def make(self, **fields):
-    config = titans.presets.tiny(variant="mac", **fields)
+    config = titans.presets.tiny(variant="lmm", num_layers=1, **fields)
     model = titans.TitansLM(config)
     rng = np.random.default_rng(0)
     variables = jax.tree.map(
@@ -35,6 +38,8 @@ class ExportTest(parameterized.TestCase):
   @parameterized.parameters("float32", "bfloat16")
   def test_comes_back_bit_for_bit(self, dtype):
     model, variables = self.make(param_dtype=dtype, vocab_size=257)
+    matrix = variables["params"]["embedding"]
+    variables["params"]["embedding"] = np.asfortranarray(matrix)
     titans.export(self.path, model, variables)
     loaded, theirs, tokenizer = titans.load(self.path)
     self.assertEqual(loaded.config, model.config)
@@ -51,6 +56,18 @@ class ExportTest(parameterized.TestCase):
     with self.subTest("computed otherwise"):
       other, _, _ = titans.load(self.path, implementation="xla")
       self.assertEqual(other.config.implementation, "xla")
+      with self.assertRaisesRegex(ValueError, "chunk_size cannot be chosen"):
+        titans.load(self.path, chunk_size=16)
+
+  def test_the_card_s_example_runs(self):
+    model, variables = self.make(vocab_size=257)
+    titans.export(self.path, model, variables)
+    card = (self.path / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    example = example.replace("PATH", str(self.path))
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+      exec(example.replace("=64", "=2"), {})  # pylint: disable=exec-used
+    self.assertNotEmpty(text.getvalue())
 
   def test_tokenizer_goes_along(self):
     path = tokenizers_test.write_tokenizer(self.folder)
@@ -64,12 +81,18 @@ class ExportTest(parameterized.TestCase):
   def test_bad_export(self):
     model, variables = self.make(vocab_size=256)
     with self.assertRaisesRegex(
-        ValueError, "byte has ids up to 256, but the model's vocab_size is 256"
+        ValueError, "ids up to 256, but the model's vocab_size is 256"
     ):
       titans.export(self.path, model, variables)
     (self.folder / "file").touch()
     with self.assertRaisesRegex(ValueError, "is not empty"):
       titans.export(self.folder, model, variables)
+    model, variables = self.make(vocab_size=257)
+    del variables["params"]["embedding"]
+    with self.assertRaisesRegex(ValueError, "embedding is missing, where"):
+      titans.export(self.path, model, variables)
+    with self.assertRaisesRegex(ValueError, "gs://b/m is in a bucket"):
+      titans.export("gs://b/m", model, variables)
     self.assertFalse(self.path.exists())
 
   def test_bad_folder(self):
@@ -93,16 +116,19 @@ class ExportTest(parameterized.TestCase):
         ),
         (
             {"model": about["model"] | {"conv_size": 0}},
-            "conv.* is only in one of them",
+            "conv/?.* is .*, where the model has none",
         ),
-        ({"tokenizer": "tokenizer.json"}, "tokenizer.json"),
+        ({"tokenizer": "tokenizer.json"}, "the model's tokenizer, is missing"),
+        ({"model": {}}, "describes no model: KeyError"),
+        ({"model": about["model"] | {"depth": 1}}, "describes no model.*depth"),
     ):
       config.write_text(json.dumps(about | change))
       with self.assertRaisesRegex(ValueError, message):
         titans.load(self.path)
-    config.write_text("{")
-    with self.assertRaisesRegex(ValueError, "config.json cannot be read"):
-      titans.load(self.path)
+    for text in ("{", "[]"):
+      config.write_text(text)
+      with self.assertRaisesRegex(ValueError, "config.json cannot be read"):
+        titans.load(self.path)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from titans_jax.data.batches import heldout_batches
 from titans_jax.data.batches import train_batches
 from titans_jax.data.corpus import Corpus
 from titans_jax.data.corpus import prepare
-from titans_jax.data.tokenizers import ByteTokenizer
-from titans_jax.data.tokenizers import make_tokenizer
+from titans_jax.tokenizers import ByteTokenizer
+from titans_jax.tokenizers import make_tokenizer
 
 __all__ = (
     "ByteTokenizer",

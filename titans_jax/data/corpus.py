@@ -15,10 +15,10 @@ from absl import logging
 import numpy as np
 
 from titans_jax import files
+from titans_jax import tokenizers
 from titans_jax.data import packing
 from titans_jax.data import prepared
 from titans_jax.data import sources
-from titans_jax.data import tokenizers
 
 # Increased when the files below change their form or meaning.
 _VERSION = 2

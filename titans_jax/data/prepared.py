@@ -23,8 +23,8 @@ import uuid
 import numpy as np
 
 from titans_jax import files
+from titans_jax import tokenizers
 from titans_jax.data import sources
-from titans_jax.data import tokenizers
 
 _VERSION = 1
 _INDEX = "index.json"

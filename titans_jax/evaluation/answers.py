@@ -10,7 +10,7 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 import numpy as np
 
 from titans_jax import inference
-from titans_jax.data import tokenizers
+from titans_jax import tokenizers
 from titans_jax.models import language_model
 from titans_jax.training import config as config_lib
 from titans_jax.training import step as step_lib

@@ -17,7 +17,7 @@ from typing import NamedTuple, Sequence
 
 import numpy as np
 
-from titans_jax.data import tokenizers
+from titans_jax import tokenizers
 from titans_jax.evaluation import answers
 from titans_jax.evaluation import haystacks
 from titans_jax.training import tasks

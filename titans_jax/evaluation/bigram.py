@@ -8,8 +8,8 @@ import math
 
 import numpy as np
 
+from titans_jax import tokenizers
 from titans_jax.data import corpus as corpus_lib
-from titans_jax.data import tokenizers
 
 
 def bits_per_byte(

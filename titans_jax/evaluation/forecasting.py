@@ -31,8 +31,8 @@ class ForecastData:
     patch_length: steps that make a token.
     batch_size: windows per step.
     epochs: how often every window is seen.
-    dropout: share of a training window's steps, of every channel for itself, that
-      are hidden.
+    dropout: share of a training window's steps, of every channel for itself, of
+      which only the window's mean and deviation know.
   """
 
   look_back: int = 96

@@ -3,10 +3,9 @@
 """Classification of DNA for the training loop: sequences with labels, and a task
 that is made on the fly.
 
-The motif task: two sites lie far apart in random bases, each a marker and one of
-four codes behind it; the class says whether the codes are the same. What is
-averaged over a sequence cannot tell (every code is as frequent in both classes)
-unless something brought the first code to the second site.
+The motif task: two motifs lie far apart in random bases, and the class says which
+one is first. What is averaged over a sequence cannot tell (both motifs are in every
+sequence) unless something brought the first motif to the second.
 """
 
 from __future__ import annotations
@@ -167,11 +166,11 @@ def _rows(sequences, places, turned, length: int) -> Batch:
   }
 
 
-_MARKER = genomes.encode("TTGACGTCAA", "marker")
-_CODES = np.stack(
-    [genomes.encode(c, "code") for c in ("ACCA", "CTTC", "GAAG", "TGGT")]
-)
-_SITE = len(_MARKER) + _CODES.shape[1]
+# Neither is the other's, or its own, reverse complement: the other strand of a
+# sequence shows other motifs, and its class is still to be seen.
+MOTIFS = ("TTGACCTGAA", "CGGATTACGC")
+_MOTIFS = np.stack([genomes.encode(motif, "motif") for motif in MOTIFS])
+_SITE = _MOTIFS.shape[1]
 # Bases of the shortest sequence that holds them.
 LEAST = 4 * _SITE
 
@@ -203,20 +202,15 @@ def make_motifs(
   for label in labels:
     length = int(rng.integers(least, most + 1))
     tokens = rng.integers(4, size=length).astype(np.uint8)
-    first = int(rng.integers(len(_CODES)))
-    other = int(rng.integers(1, len(_CODES)))
-    second = first if label else (first + other) % len(_CODES)
     room = length // 4 - _SITE + 1
-    for start, code in ((0, first), (length - length // 4, second)):
+    for start, motif in ((0, label), (length - length // 4, 1 - label)):
       place = start + int(rng.integers(room))
-      tokens[place : place + _SITE] = np.append(_MARKER, _CODES[code])
+      tokens[place : place + _SITE] = _MOTIFS[motif]
     sequences.append(tokens)
   fingerprint = tasks.fingerprint(
       [tokens.tobytes() for tokens in sequences] + [labels.tobytes()]
   )
-  return genomes.Sequences(
-      sequences, labels, ("different", "same"), fingerprint
-  )
+  return genomes.Sequences(sequences, labels, MOTIFS, fingerprint)
 
 
 def least_distance(length: int) -> int:

@@ -18,13 +18,14 @@ from typing import Any, Sequence
 
 import jax
 import jinja2
+import jinja2.meta
 import lm_eval
 from lm_eval import tasks as lm_eval_tasks
 from lm_eval.api import model as lm_eval_model
 import numpy as np
 
 from titans_jax import inference
-from titans_jax.data import tokenizers
+from titans_jax import tokenizers
 from titans_jax.evaluation import scoring
 from titans_jax.models import language_model
 
@@ -51,8 +52,12 @@ class HarnessModel(lm_eval_model.LM):
       batch_size: rows at a time.
       max_new_tokens: of an answer whose task does not say.
       share_prefixes: as in `scoring.score_continuations`.
+
+    Raises:
+      ValueError: the tokenizer has ids that the model has not.
     """
     super().__init__()
+    tokenizers.check_vocabulary(tokenizer, model.config.vocab_size)
     self._model, self._variables = model, variables
     self._tokenizer = tokenizer
     self._batch_size = batch_size
@@ -106,11 +111,13 @@ class HarnessModel(lm_eval_model.LM):
     return np.append([self._tokenizer.document_token], ids).astype(np.int32)
 
   def _split(self, context: str, continuation: str):
-    """Returns the ids of a context and of its continuation.
+    """Returns the ids of a context and of its continuation, which is not empty.
 
     They are encoded as one text, as they stand in one, and cut where the
     context's own ids end. Spaces at its end are the continuation's.
     """
+    if not continuation:
+      raise ValueError(f"Nothing is to be scored behind {context[-80:]!r}.")
     stripped = context.rstrip()
     continuation = context[len(stripped) :] + continuation
     whole = self._encode(stripped + continuation)
@@ -126,7 +133,8 @@ class HarnessModel(lm_eval_model.LM):
       max_new_tokens: int,
   ) -> list[str]:
     """Returns continuations, each up to the first of its stops."""
-    padded, lengths = inference.pad_prompts(prompts)
+    missing = self._batch_size - len(prompts)
+    padded, lengths = inference.pad_prompts([*prompts, *[prompts[0]] * missing])
     end = self._tokenizer.document_token
     ids: list[list[int]] = [[] for _ in prompts]
     texts, done = [""] * len(prompts), [False] * len(prompts)
@@ -140,7 +148,7 @@ class HarnessModel(lm_eval_model.LM):
         rng=jax.random.key(0),
         stop_token=end,
     ):
-      for row, token in enumerate(tokens.tolist()):
+      for row, token in enumerate(tokens[: len(prompts)].tolist()):
         if done[row]:
           continue
         ids[row].append(token)
@@ -162,15 +170,18 @@ def _options(kwargs: dict[str, Any]) -> tuple[tuple[str, ...], float, int]:
   until = kwargs.pop("until", None) or ()
   until = (until,) if isinstance(until, str) else tuple(until)
   most = kwargs.pop("max_gen_toks", 0)
-  temperature = float(kwargs.pop("temperature", 0.0))
-  if not kwargs.pop("do_sample", temperature > 0):
+  temperature = kwargs.pop("temperature", None)
+  sampled = kwargs.pop("do_sample", bool(temperature))
+  if not sampled:
     temperature = 0.0
+  elif temperature is None:
+    temperature = 1.0
   if kwargs:
     raise ValueError(
         f"A task asks for {sorted(kwargs)} of generation, which are not known:"
         " until, max_gen_toks, temperature and do_sample are."
     )
-  return until, temperature, most
+  return until, float(temperature), most
 
 
 def _cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
@@ -212,6 +223,8 @@ def make_tasks(
   known = set(manager.all_subtasks)
   tasks = []
   for name in names:
+    if name in manager.all_groups or name in manager.all_tags:
+      raise ValueError(f"{name!r} is a group of tasks: name those you want.")
     if name not in known:
       near = difflib.get_close_matches(name, known, 3, 0.5)
       raise ValueError(
@@ -228,25 +241,54 @@ def make_tasks(
           path = pathlib.Path(folder) / "task.yaml"
           path.write_text(json.dumps({"include": str(yaml_path), **fields}))
           found = manager.load([str(path)])
-      tasks += found["tasks"].values()
     except Exception as error:  # whatever the data set's library raises
-      where = "the hub" if data_dir is None else f"{data_dir}/{name}"
+      if data_dir is None:
+        where = "the hub"
+        hint = (
+            "Without a network give a folder with"
+            f" {name}/validation.jsonl (or test.jsonl)."
+        )
+      else:
+        where = f"{data_dir}/{name}"
+        hint = "Are its documents in the form of the task's data set?"
       raise ValueError(
-          f"The data of {name} could not be loaded from {where}:"
-          f" {_first_line(error)}"
-          + (
-              " Without a network give a folder with"
-              f" {name}/validation.jsonl (or test.jsonl)."
-              if data_dir is None
-              else ""
-          )
+          f"{name} could not be loaded from {where}: {_first_line(error)}."
+          f" {hint}"
       ) from error
+    for task in found["tasks"].values():
+      _check_fields(name, task)
+      tasks.append(task)
   return tasks
 
 
 @functools.cache  # It reads thousands of files.
 def _task_manager() -> lm_eval_tasks.TaskManager:
   return lm_eval_tasks.TaskManager()
+
+
+def _check_fields(name: str, task: Any) -> None:
+  """Raises ValueError for a document without a field of the task's templates,
+  which would be empty text."""
+  environment = jinja2.Environment()
+  fields: set[str] = set()
+  for part in ("doc_to_text", "doc_to_target", "doc_to_choice"):
+    template = getattr(task.config, part)
+    if not isinstance(template, str):
+      continue
+    if template in task.features or template.isidentifier():
+      fields.add(template)  # a field's name stands for its value
+    else:
+      fields |= jinja2.meta.find_undeclared_variables(
+          environment.parse(template)
+      )
+  fields -= set(environment.globals)
+  for i, document in enumerate(task.eval_docs):
+    for field in sorted(fields):
+      if document.get(field) is None:
+        raise ValueError(
+            f"Document {i + 1} of {name} lacks the field {field!r}, which the"
+            f" task's templates name: {sorted(fields)}."
+        )
 
 
 def _local(name: str, folder: pathlib.Path) -> dict[str, Any]:
@@ -287,27 +329,22 @@ def evaluate(
     limit: documents of each task, the first ones; None: all.
 
   Raises:
-    ValueError: a document lacks a field that its task needs.
+    ValueError: a request is one that the model cannot answer.
   """
-  try:
-    results = lm_eval.simple_evaluate(
-        model,
-        tasks=list(tasks),
-        num_fewshot=num_fewshot,
-        limit=limit,
-        log_samples=False,
-        bootstrap_iters=0,
-    )
-  except (KeyError, jinja2.UndefinedError) as error:
-    raise ValueError(
-        "A document of a task lacks a field that the task needs:"
-        f" {_first_line(error)}"
-    ) from error
+  results = lm_eval.simple_evaluate(
+      model,
+      tasks=list(tasks),
+      num_fewshot=num_fewshot,
+      limit=limit,
+      log_samples=False,
+      bootstrap_iters=0,
+      task_manager=_task_manager(),
+  )
   return {
       name: {
           metric.removesuffix(",none"): value
           for metric, value in found.items()
-          if isinstance(value, float) and not metric.startswith("alias")
+          if isinstance(value, float)
       }
       for name, found in results["results"].items()
   }

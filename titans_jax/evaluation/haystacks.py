@@ -10,8 +10,8 @@ from typing import Iterable, Sequence
 
 import numpy as np
 
+from titans_jax import tokenizers
 from titans_jax.data import sources
-from titans_jax.data import tokenizers
 
 # What RULER repeats where a haystack is to be without sense.
 NOISE = (

@@ -14,7 +14,7 @@ import uuid
 
 import numpy as np
 
-from titans_jax.data import tokenizers
+from titans_jax import tokenizers
 from titans_jax.evaluation import answers
 from titans_jax.evaluation import haystacks
 

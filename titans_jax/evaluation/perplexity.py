@@ -14,10 +14,9 @@ import itertools
 import math
 from typing import Any, Iterable, Iterator
 
-import jax
 import numpy as np
 
-from titans_jax.data import tokenizers
+from titans_jax import tokenizers
 from titans_jax.evaluation import scoring
 from titans_jax.models import language_model
 
@@ -68,13 +67,6 @@ class Scores:
       first, last = last + 1, 2 * last
 
 
-def windows(ids: np.ndarray, length: int) -> Iterator[np.ndarray]:
-  """Cuts a document, its document tokens included, into windows of at most
-  length + 1 tokens, of which the first is another's last."""
-  for start in range(0, len(ids) - 1, length):
-    yield ids[start : start + length + 1]
-
-
 def score_text(
     model: language_model.TitansLM,
     variables: Any,
@@ -94,41 +86,42 @@ def score_text(
     texts: documents.
     length: tokens that a window's last one has before it.
     batch_size: windows at a time.
-    max_tokens: of the text to read about, from its beginning; None: all.
+    max_tokens: of the text to score, from its beginning; None: all.
 
   Raises:
-    ValueError: there is no text.
+    ValueError: there is no text, a window is longer than full attention holds,
+      or the tokenizer has ids outside the vocabulary.
   """
+  model.check_room(None, length)
   zeros = np.zeros(length, np.int64)
   scores = Scores(zeros.astype(np.float64), zeros.copy(), zeros)
 
   def all_windows():
-    tokens = 0
+    left = max_tokens
     for text in texts:
       if not text:
         continue
-      if max_tokens is not None and tokens >= max_tokens:
-        return
-      scores.text_bytes += len(text)
       ends = [tokenizer.document_token]
       ids = np.concatenate([ends, tokenizer.encode(text), ends])
-      tokens += len(ids) - 1
-      yield from windows(ids.astype(np.int32), length)
+      size = len(text)
+      if left is not None:
+        if len(ids) > left + 1:
+          ids = ids[: left + 1]
+          size = len(tokenizer.decode(ids))
+        left -= len(ids) - 1
+      scores.text_bytes += size
+      yield from scoring.windows(ids.astype(np.int32), length)
+      if left == 0:
+        return
 
   found = all_windows()
   while batch := list(itertools.islice(found, batch_size)):
-    tokens = np.zeros((batch_size, length), np.int32)
-    targets = np.full((batch_size, length), -1, np.int32)
-    for row, ids in enumerate(batch):
-      tokens[row, : len(ids) - 1] = ids[:-1]
-      targets[row, : len(ids) - 1] = ids[1:]
-    log_probs, correct, _ = scoring.score(
-        model, variables, tokens, targets, targets >= 0
-    )
-    log_probs, correct = jax.device_get((log_probs, correct))
-    scores.nats -= log_probs.sum(axis=0, dtype=np.float64)
-    scores.correct += correct.sum(axis=0)
-    scores.count += (targets >= 0).sum(axis=0)
+    rows = scoring.score_rows(model, variables, batch, batch_size=batch_size)
+    for log_probs, correct in rows:
+      here = slice(0, len(log_probs))
+      scores.nats[here] -= log_probs
+      scores.correct[here] += correct
+      scores.count[here] += 1
   if not scores.text_bytes:
     raise ValueError("There is no text to score.")
   return scores

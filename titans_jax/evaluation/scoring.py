@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Iterator, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,22 @@ import numpy as np
 from titans_jax.models import language_model
 from titans_jax.models import states
 
-# Rows are read in pieces of this many tokens, shorter ones in a power of 2.
+# Rows are read in pieces of this many tokens, shorter ones in a power of 2: few
+# programs are compiled, and activations do not grow with the text.
 _PIECE = 1024
 _SHORTEST = 16
+
+
+class TokenScores(NamedTuple):
+  """What a model gives the targets of one row.
+
+  Attributes:
+    log_probs: nats, float64 [n].
+    correct: whether each was the most likely token, bool [n].
+  """
+
+  log_probs: np.ndarray
+  correct: np.ndarray
 
 
 class Score(NamedTuple):
@@ -29,6 +42,13 @@ class Score(NamedTuple):
 
   log_prob: float
   greedy: bool
+
+
+def windows(ids: np.ndarray, length: int) -> Iterator[np.ndarray]:
+  """Cuts ids into windows of at most length + 1, of which the first is the last
+  one of the window before: every id but the first is predicted once."""
+  for start in range(0, len(ids) - 1, length):
+    yield ids[start : start + length + 1]
 
 
 def score_continuations(
@@ -53,9 +73,18 @@ def score_continuations(
 
   Returns:
     A score for each pair.
+
+  Raises:
+    ValueError: an empty context or continuation, ids outside the vocabulary, or
+      more of them than full attention holds.
   """
   groups: dict[Any, list[int]] = {}
-  for i, (context, _) in enumerate(pairs):
+  for i, (context, continuation) in enumerate(pairs):
+    if not len(context) or not len(continuation):
+      raise ValueError(
+          f"Pair {i} has {len(context)} ids of context and {len(continuation)}"
+          " of continuation: each must have one at least."
+      )
     key = context.tobytes() if share_prefixes else i
     groups.setdefault(key, []).append(i)
   found: list[Any] = [None] * len(pairs)
@@ -64,23 +93,21 @@ def score_continuations(
   for some in _batches(ordered, batch_size):
     # The last token of a context predicts: it is read with the continuation.
     prefixes = [pairs[group[0]][0][:-1] for group in some]
-    rows = [(prefix, np.full(len(prefix), -1)) for prefix in prefixes]
-    _, state = _read(model, variables, rows, None, batch_size)
+    state = _read_prefixes(model, variables, prefixes, batch_size)
     members = [(row, i) for row, group in enumerate(some) for i in group]
     members.sort(key=lambda member: -len(pairs[member[1]][1]))
     for part in _batches(members, batch_size):
-      rows = []
-      for _, i in part:
-        context, continuation = pairs[i]
-        ids = np.append(context[-1:], continuation)
-        rows.append((ids[:-1], ids[1:]))
-      places = [row for row, _ in part]
-      places += [0] * (batch_size - len(part))
-      scores, _ = _read(
-          model, variables, rows, states.select_rows(state, places), batch_size
+      rows = [np.append(pairs[i][0][-1:], pairs[i][1]) for _, i in part]
+      places = [row for row, _ in part] + [0] * (batch_size - len(part))
+      scores = score_rows(
+          model,
+          variables,
+          rows,
+          batch_size=batch_size,
+          state=states.select_rows(state, places),
       )
       for (_, i), score in zip(part, scores):
-        found[i] = score
+        found[i] = _sum([score])
   return found
 
 
@@ -104,57 +131,109 @@ def score_texts(
 
   Returns:
     A score for each text.
+
+  Raises:
+    ValueError: ids outside the vocabulary.
   """
   config = model.config
   full = config.variant == "transformer" and config.window is None
-  rows, owners = [], []
-  for owner, ids in enumerate(texts):
-    room = config.max_length if full else len(ids)
-    for start in range(0, len(ids) - 1, room):
-      window = ids[start : start + room + 1]
-      rows.append((window[:-1], window[1:]))
-      owners.append(owner)
-  found = [Score(0.0, True)] * len(texts)
-  order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
-  for part in _batches(order, batch_size):
-    scores, _ = _read(
-        model, variables, [rows[i] for i in part], None, batch_size
+  rows = [
+      (owner, window)
+      for owner, ids in enumerate(texts)
+      for window in windows(ids, config.max_length if full else len(ids))
+  ]
+  rows.sort(key=lambda row: -len(row[1]))
+  found: list[list[TokenScores]] = [[] for _ in texts]
+  for part in _batches(rows, batch_size):
+    scores = score_rows(
+        model, variables, [ids for _, ids in part], batch_size=batch_size
     )
-    for i, score in zip(part, scores):
-      before = found[owners[i]]
-      found[owners[i]] = Score(
-          before.log_prob + score.log_prob, before.greedy and score.greedy
-      )
-  return found
+    for (owner, _), score in zip(part, scores):
+      found[owner].append(score)
+  return [_sum(parts) for parts in found]
 
 
-def _read(model, variables, rows, state, batch_size: int):
-  """Reads rows of (tokens, targets); returns their scores, and the state."""
+def score_rows(
+    model: language_model.TitansLM,
+    variables: Any,
+    rows: Sequence[np.ndarray],
+    *,
+    batch_size: int,
+    state: language_model.State | None = None,
+) -> list[TokenScores]:
+  """Scores every token of rows but their first, in one batch.
+
+  Args:
+    model: the model.
+    variables: its parameters.
+    rows: token ids [n], at most batch_size of them.
+    batch_size: rows that are computed, those that are missing being empty.
+    state: of batch_size rows, what was read before; None: nothing.
+
+  Returns:
+    A score for each row, [n - 1].
+
+  Raises:
+    ValueError: ids outside the vocabulary, or more of them than full attention
+      holds.
+  """
   if state is None:
     state = _init_state(model, variables, batch_size)
-  length = max(len(tokens) for tokens, _ in rows)
-  log_probs, greedy = np.zeros(batch_size), np.ones(batch_size, bool)
+  log_probs, correct = [], []
+  targets = _pieces([ids[1:] for ids in rows], batch_size)
+  for tokens, mask in _pieces([ids[:-1] for ids in rows], batch_size):
+    wanted, _ = next(targets)
+    _check(model, state, tokens, mask)
+    model.check_tokens(wanted)
+    parts, right, state = _score(
+        model, variables, tokens, np.where(mask, wanted, -1), mask, state
+    )
+    log_probs.append(np.asarray(parts, np.float64))
+    correct.append(np.asarray(right))
+  if not log_probs:
+    return [TokenScores(np.zeros(0), np.zeros(0, bool)) for _ in rows]
+  whole = np.concatenate(log_probs, axis=1), np.concatenate(correct, axis=1)
+  return [
+      TokenScores(*(x[row, : len(ids) - 1] for x in whole))
+      for row, ids in enumerate(rows)
+  ]
+
+
+def _read_prefixes(model, variables, prefixes, batch_size: int):
+  """Returns the state behind prefixes, which may be empty."""
+  state = _init_state(model, variables, batch_size)
+  for tokens, mask in _pieces(prefixes, batch_size):
+    _check(model, state, tokens, mask)
+    state = _advance(model, variables, tokens, mask, state)
+  return state
+
+
+def _pieces(rows, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Cuts rows of ids into batches of tokens and mask, [batch_size, piece]."""
+  length = max(map(len, rows), default=0)
   piece = _SHORTEST
   while piece < min(length, _PIECE):
     piece *= 2
   for start in range(0, length, piece):
-    here = slice(start, start + piece)
     tokens = np.zeros((batch_size, piece), np.int32)
-    targets = np.full((batch_size, piece), -1, np.int32)
     mask = np.zeros((batch_size, piece), bool)
-    for row, (ids, wanted) in enumerate(rows):
-      size = len(ids[here])
-      tokens[row, :size] = ids[here]
-      targets[row, :size] = wanted[here]
-      mask[row, :size] = True
-    model.check_room(state, mask.sum(axis=1))
-    parts, correct, state = score(
-        model, variables, tokens, targets, mask, state
-    )
-    log_probs += np.asarray(parts, np.float64).sum(axis=1)
-    greedy &= (np.asarray(correct) | (targets < 0)).all(axis=1)
-  found = [Score(float(p), bool(g)) for p, g in zip(log_probs, greedy)]
-  return found[: len(rows)], state
+    for row, ids in enumerate(rows):
+      here = ids[start : start + piece]
+      tokens[row, : len(here)] = here
+      mask[row, : len(here)] = True
+    yield tokens, mask
+
+
+def _check(model, state, tokens, mask) -> None:
+  model.check_tokens(tokens)
+  model.check_room(state, mask.sum(axis=1))
+
+
+def _sum(parts: Sequence[TokenScores]) -> Score:
+  return Score(
+      float(sum(part.log_probs.sum() for part in parts)),
+      all(bool(part.correct.all()) for part in parts),
+  )
 
 
 def _batches(items, size: int):
@@ -168,8 +247,14 @@ def _init_state(model, variables, batch_size):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def score(model, variables, tokens, targets, mask, state=None):
-  """`TitansLM.score`, compiled."""
+def _advance(model, variables, tokens, mask, state):
+  return model.apply(
+      variables, tokens, state, mask=jnp.asarray(mask), method="last_logits"
+  )[1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(model, variables, tokens, targets, mask, state):
   return model.apply(
       variables,
       tokens,

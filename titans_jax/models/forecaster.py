@@ -92,7 +92,7 @@ class Forecaster(nn.Module):
       history: scaled values, [B, L, C].
       phase: int32 [B, L + horizon], where in the period each step stands.
       weights: [B, L, C], by which what remains of a step without mean and season
-        is multiplied; None: ones.
+        is multiplied (mean and deviation are of all steps); None: ones.
 
     Returns:
       [B, horizon, C].
@@ -125,7 +125,7 @@ class Forecaster(nn.Module):
       history: [B, L, C].
       phase: int32 [B, L + horizon].
       future: [B, horizon, C].
-      weights: [B, L, C], as in `__call__`: zeros hide steps.
+      weights: [B, L, C], as in `__call__`.
 
     Returns:
       The loss; metrics: `num_tokens`, the values forecast; and no state.
@@ -180,7 +180,8 @@ class DLinear(nn.Module):
   def loss(
       self, history: Array, phase: Array, future: Array
   ) -> tuple[Array, dict[str, Any], None]:
-    """Returns half the mean square error, as `Forecaster.loss`."""
+    """Returns half the mean square error; all steps are seen (data.dropout is 0),
+    else as `Forecaster.loss`."""
     return _mean(optax.losses.l2_loss(self(history, phase), future))
 
   def init_inputs(self) -> dict[str, Array]:

@@ -8,7 +8,7 @@ from absl.testing import parameterized
 import numpy as np
 import tokenizers as hf
 
-from titans_jax.data import tokenizers
+from titans_jax import tokenizers
 
 
 def write_tokenizer(folder, special=("<|endoftext|>",)):

@@ -142,3 +142,12 @@ def make_tokenizer(name: str) -> Tokenizer:
         " which is no file."
     )
   return HuggingFaceTokenizer(name)
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+  """Raises ValueError for a tokenizer with ids that a model does not have."""
+  if tokenizer.vocab_size > vocab_size:
+    raise ValueError(
+        f"The tokenizer has ids up to {tokenizer.vocab_size - 1}, but the model's"
+        f" vocab_size is {vocab_size}: it was trained with another one."
+    )
