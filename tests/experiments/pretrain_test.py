@@ -355,10 +355,11 @@ class GenerateTest(parameterized.TestCase):
     here, there = results["models"]["run"], results["models"]["exported"]
     self.assertEqual(here | {"step": None}, there)
     self.assertBetween(here["perplexity"], 2, 300)
-    self.assertGreater(here["tokens"], 1000)
+    self.assertEqual(here["tokens"], 1000)
     self.assertIn("Loss (nats per token) by position", process.stdout)
     processes.assert_refused(self, evaluate(exported, "--length=16"), "length")
     with self.subTest("tasks of lm-eval"):
+      pytest.importorskip("lm_eval", reason="the extra `eval` is missing")
       data = self.folder / "tasks" / "lambada_openai"
       data.mkdir(parents=True)
       (data / "test.jsonl").write_text('{"text": "one two three"}\n')
