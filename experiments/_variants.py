@@ -32,7 +32,6 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "raw values": {"normalize_values": False},
     "chunks of 4": {"chunk_size": 4},
     "chunks of 8": {"chunk_size": 8},
-    "chunks of 64": {"chunk_size": 64},
 }
 
 # Other models: "linear" is a linear memory without momentum, "windowed" attention

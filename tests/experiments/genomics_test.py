@@ -81,7 +81,7 @@ class GenomicsTest(parameterized.TestCase):
             (f"--data={folder}", "'X' at base 3"),
             (f"--data={one}", "has 1 classes"),
             (f"--data={few}", "batch_size=32 is more than the 1"),
-            ("--config.data.sequence_length=50", "does not hold the two sites"),
+            ("--config.data.sequence_length=32", "does not hold the two sites"),
             ("--variants=cnn", "--variants: 'cnn' is none of"),
         ),
     )
