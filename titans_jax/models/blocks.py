@@ -110,12 +110,13 @@ class Block(nn.Module):
         param_dtype=config.param_dtype,
         out_scale=mixers.out_scale(config),
     )
-    self.persistent = self.param(
-        "persistent",
-        nn.initializers.normal(1.0),
-        (config.num_persistent, config.model_dim),
-        config.param_dtype,
-    )
+    shape = config.num_persistent, config.model_dim
+    if config.num_persistent:
+      self.persistent = self.param(
+          "persistent", nn.initializers.normal(1.0), shape, config.param_dtype
+      )
+    else:  # A parameter of no size cannot be saved.
+      self.persistent = jnp.zeros(shape, config.param_dtype)
 
   def initial_state(self, batch_size: int) -> BlockState:
     """Returns the state of rows that have read nothing (but P)."""

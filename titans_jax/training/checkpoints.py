@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from absl import logging
 from etils import epath
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from titans_jax import files
@@ -208,9 +209,7 @@ class Checkpoints:
         step=saved["step"],
         params=items["params"],
         opt_state=saved["opt_state"],
-        model_state=jax.tree.unflatten(
-            jax.tree.structure(like.model_state), saved.get("model_state", [])
-        ),
+        model_state=_with_empty(saved.get("model_state", []), like.model_state),
     )
     _check_sums(_checksums(state), meta["checksums"])
     return Restored(state, meta["data"])
@@ -381,8 +380,18 @@ def _check_same_shapes(saved: Any, like: Any, directory) -> None:
 def _optimizer_item(state: step_lib.TrainState) -> dict[str, Any]:
   item = {"step": state.step, "opt_state": state.opt_state}
   if state.model_state is not None:
-    item["model_state"] = jax.tree.leaves(state.model_state)
+    # An array of no size, what there is of no persistent tokens, is not saved.
+    leaves = jax.tree.leaves(state.model_state)
+    item["model_state"] = [leaf for leaf in leaves if leaf.size]
   return item
+
+
+def _with_empty(saved: list[jax.Array], like: Any) -> Any:
+  """Puts a state's arrays of no size between those that were saved."""
+  kept = iter(saved)
+  return jax.tree.map(
+      lambda x: next(kept) if x.size else jnp.zeros(x.shape, x.dtype), like
+  )
 
 
 def _params(run: dict[str, Any]):
