@@ -51,12 +51,22 @@ _VARIANTS = flags.DEFINE_list(
 _SEEDS = flags.DEFINE_integer(
     "seeds", 1, "Runs of each, with other seeds.", lower_bound=1
 )
+_MOTIFS = flags.DEFINE_integer(
+    "motifs",
+    16_384,
+    "Sequences of the motif task, held-out ones included.",
+    lower_bound=2,
+)
+_LENGTHS = flags.DEFINE_list(
+    "lengths",
+    None,
+    "Bases to measure the motif task at; 1 to 16 times the training's.",
+)
 _SMOKE = flags.DEFINE_bool("smoke", False, "Trains a few steps only.")
 _CONFIG = _flags.define_config("genomics.py")
 
-# Of the motif task: sequences to train on, and lengths to measure at as
-# multiples of the training's.
-_MOTIFS = 16_384
+# Of the motif task: sequences to measure with, at lengths that are multiples of
+# the training's.
 _MOTIFS_TESTED = 512
 _MULTIPLES = (1, 2, 4, 8, 16)
 
@@ -87,6 +97,10 @@ def main(argv) -> None:
     _flags.refuse_overrides(
         "for a classifier", "train.z_loss", "train.memory_cost"
     )
+    if _DATA.value is not None:
+      for name in ("motifs", "lengths"):
+        if flags.FLAGS[name].present:
+          raise ValueError(f"--{name} is of the motif task: not with --data.")
     values = _CONFIG.value.copy_and_resolve_references()
     length = values.data.sequence_length
     sets = _motifs(length) if _DATA.value is None else _read(length)
@@ -152,10 +166,16 @@ def _motifs(length: int) -> _Sets:
         f" least {genomics.LEAST} bases are needed."
     )
   least = max(length // 4, genomics.LEAST)
-  train = genomics.make_motifs(_MOTIFS, least, length, np.random.default_rng(0))
-  multiples = _MULTIPLES[:2] if _SMOKE.value else _MULTIPLES
+  train = genomics.make_motifs(
+      _MOTIFS.value, least, length, np.random.default_rng(0)
+  )
+  if _LENGTHS.value is None:
+    multiples = _MULTIPLES[:2] if _SMOKE.value else _MULTIPLES
+    lengths = [multiple * length for multiple in multiples]
+  else:
+    lengths = command_line.positive_integers("lengths", _LENGTHS.value)
   tests = {}
-  for longer in (multiple * length for multiple in multiples):
+  for longer in lengths:
     rng = np.random.default_rng((1, longer))
     test = genomics.make_motifs(_MOTIFS_TESTED, longer, longer, rng)
     tests[str(longer)] = test, longer

@@ -61,12 +61,13 @@ class GenomicsTest(parameterized.TestCase):
   def test_motifs(self):
     workdir = self.folder / "motifs"
     args = (f"--workdir={workdir}", "--variants=transformer", *SMALL)
-    process = processes.run("genomics", *args, "--config.model.window=16")
+    args += "--config.model.window=16", "--motifs=300", "--lengths=64,96"
+    process = processes.run("genomics", *args)
     self.assertEqual(process.returncode, 0, process.stderr)
     self.assertIn("can relay 16 bases", process.stdout)
     results = json.loads((workdir / "results.json").read_text())
     accuracy = results["models"]["transformer"]["0"]
-    self.assertEqual(list(accuracy), ["64", "128"])
+    self.assertEqual(list(accuracy), ["64", "96"])
     self.assertBetween(min(accuracy.values()), 0.3, 0.7)
 
   def test_bad_input(self):
@@ -83,5 +84,12 @@ class GenomicsTest(parameterized.TestCase):
             (f"--data={few}", "batch_size=32 is more than the 1"),
             ("--config.data.sequence_length=32", "does not hold the two sites"),
             ("--variants=cnn", "--variants: 'cnn' is none of"),
+            ("--lengths=64,x", "lengths"),
         ),
+    )
+    both = f"--data={few}", "--motifs=9"
+    processes.assert_refused(
+        self,
+        processes.run("genomics", f"--workdir={self.folder / 'both'}", *both),
+        "--motifs is of the motif task: not with --data",
     )
