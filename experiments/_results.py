@@ -57,6 +57,19 @@ def by_length(
   return Table(title, ["", *(f"{n:,}" for n in lengths)], rows)
 
 
+def label_lengths(axes, unit: str) -> None:
+  """Makes a plot one over tokens of a sequence, doubling from mark to mark.
+
+  Args:
+    axes: of matplotlib.
+    unit: of what stands over them.
+  """
+  axes.set_xscale("log", base=2)
+  axes.set_xlabel("tokens of a sequence")
+  axes.set_ylabel(unit)
+  axes.grid(alpha=0.3)
+
+
 class Results:
   """The results of one experiment, all taken in the same settings.
 

@@ -166,10 +166,7 @@ def _plot(models: dict[str, Any], path: pathlib.Path) -> None:
         marker="o",
     )
   for axes, unit in zip(plots, ("held-out perplexity", "training tokens/s")):
-    axes.set_xscale("log", base=2)
-    axes.set_xlabel("tokens of a sequence")
-    axes.set_ylabel(unit)
-    axes.grid(alpha=0.3)
+    _results.label_lengths(axes, unit)
   plots[0].legend(fontsize="small")
   figure.savefig(path, dpi=120)
   pyplot.close(figure)

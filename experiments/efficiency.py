@@ -123,11 +123,8 @@ def _plot(models: dict, path: pathlib.Path) -> None:
           marker="o",
           label=name,
       )
-    axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xlabel("tokens of a sequence")
-    axes.set_ylabel(unit)
-    axes.grid(alpha=0.3)
+    _results.label_lengths(axes, unit)
   plots[0].legend(fontsize="small")
   figure.savefig(path, dpi=120)
   pyplot.close(figure)

@@ -94,8 +94,7 @@ class HarnessModel(lm_eval_model.LM):
       alike.setdefault(tuple(options), []).append(i)
     for (temperature, most), members in alike.items():
       members.sort(key=lambda i: -len(prompts[i]))
-      for start in range(0, len(members), self._batch_size):
-        part = members[start : start + self._batch_size]
+      for part in scoring.batches(members, self._batch_size):
         texts = self._generate(
             [prompts[i] for i in part],
             [asked[i][0] for i in part],

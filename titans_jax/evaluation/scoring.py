@@ -90,13 +90,13 @@ def score_continuations(
   found: list[Any] = [None] * len(pairs)
   # The longest first: what does not fit is found at once.
   ordered = sorted(groups.values(), key=lambda g: -len(pairs[g[0]][0]))
-  for some in _batches(ordered, batch_size):
+  for some in batches(ordered, batch_size):
     # The last token of a context predicts: it is read with the continuation.
     prefixes = [pairs[group[0]][0][:-1] for group in some]
     state = _read_prefixes(model, variables, prefixes, batch_size)
     members = [(row, i) for row, group in enumerate(some) for i in group]
     members.sort(key=lambda member: -len(pairs[member[1]][1]))
-    for part in _batches(members, batch_size):
+    for part in batches(members, batch_size):
       rows = [np.append(pairs[i][0][-1:], pairs[i][1]) for _, i in part]
       places = [row for row, _ in part] + [0] * (batch_size - len(part))
       scores = score_rows(
@@ -144,7 +144,7 @@ def score_texts(
   ]
   rows.sort(key=lambda row: -len(row[1]))
   found: list[list[TokenScores]] = [[] for _ in texts]
-  for part in _batches(rows, batch_size):
+  for part in batches(rows, batch_size):
     scores = score_rows(
         model, variables, [ids for _, ids in part], batch_size=batch_size
     )
@@ -236,7 +236,8 @@ def _sum(parts: Sequence[TokenScores]) -> Score:
   )
 
 
-def _batches(items, size: int):
+def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+  """Yields at most `size` items at a time, in their order."""
   for start in range(0, len(items), size):
     yield items[start : start + size]
 
