@@ -10,6 +10,7 @@ import numpy as np
 
 import titans_jax as titans
 from titans_jax.evaluation import scoring
+from titans_jax.inference import generation
 
 
 class ScoringTest(absltest.TestCase):
@@ -71,8 +72,8 @@ class ScoringTest(absltest.TestCase):
     totals = []
     for share in (True, False):
       with mock.patch.object(
-          scoring, "_advance", side_effect=scoring._advance
-      ) as advance:
+          generation, "prefill", side_effect=generation.prefill
+      ) as prefill:
         scoring.score_continuations(
             self.model,
             self.variables,
@@ -80,7 +81,7 @@ class ScoringTest(absltest.TestCase):
             batch_size=4,
             share_prefixes=share,
         )
-      totals.append(sum(int(c.args[3].sum()) for c in advance.call_args_list))
+      totals.append(sum(int(c.args[3].sum()) for c in prefill.call_args_list))
     once = sum(len(context) - 1 for context in self.contexts)
     self.assertEqual(totals, [once, 2 * once])
 

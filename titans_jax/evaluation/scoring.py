@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from titans_jax.inference import generation
 from titans_jax.models import language_model
 from titans_jax.models import states
 
@@ -183,8 +184,9 @@ def score_rows(
   targets = _pieces([ids[1:] for ids in rows], batch_size)
   for tokens, mask in _pieces([ids[:-1] for ids in rows], batch_size):
     wanted, _ = next(targets)
-    _check(model, state, tokens, mask)
+    model.check_tokens(tokens)
     model.check_tokens(wanted)
+    model.check_room(state, mask.sum(axis=1))
     parts, right, state = _score(
         model, variables, tokens, np.where(mask, wanted, -1), mask, state
     )
@@ -201,11 +203,12 @@ def score_rows(
 
 def _read_prefixes(model, variables, prefixes, batch_size: int):
   """Returns the state behind prefixes, which may be empty."""
-  state = _init_state(model, variables, batch_size)
-  for tokens, mask in _pieces(prefixes, batch_size):
-    _check(model, state, tokens, mask)
-    state = _advance(model, variables, tokens, mask, state)
-  return state
+  lengths = np.zeros(batch_size, np.int32)
+  lengths[: len(prefixes)] = [len(prefix) for prefix in prefixes]
+  padded = np.zeros((batch_size, lengths.max()), np.int32)
+  for row, prefix in zip(padded, prefixes):
+    row[: len(prefix)] = prefix
+  return generation.prefill(model, variables, padded, lengths, None)[1]
 
 
 def _pieces(rows, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -224,11 +227,6 @@ def _pieces(rows, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     yield tokens, mask
 
 
-def _check(model, state, tokens, mask) -> None:
-  model.check_tokens(tokens)
-  model.check_room(state, mask.sum(axis=1))
-
-
 def _sum(parts: Sequence[TokenScores]) -> Score:
   return Score(
       float(sum(part.log_probs.sum() for part in parts)),
@@ -245,13 +243,6 @@ def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _init_state(model, variables, batch_size):
   return model.init_state(variables, batch_size=batch_size)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _advance(model, variables, tokens, mask, state):
-  return model.apply(
-      variables, tokens, state, mask=jnp.asarray(mask), method="last_logits"
-  )[1]
 
 
 @functools.partial(jax.jit, static_argnums=0)
