@@ -8,13 +8,19 @@ import contextlib
 import sys
 from typing import Any, NamedTuple
 
+from absl import flags
+
 from titans_jax import data
 from titans_jax import inference
 from titans_jax import tokenizers
+from titans_jax.inference import exporting
 from titans_jax.models import config as model_config
 from titans_jax.models import language_model
 from titans_jax.models import states
 from titans_jax.training import checkpoints
+from titans_jax.training import config as config_lib
+
+flags.disclaim_key_flags()
 
 
 class Trained(NamedTuple):
@@ -26,6 +32,7 @@ class Trained(NamedTuple):
     tokenizer: that it was trained with.
     step: of the checkpoint; None for an exported model.
     data: section `data` of its run; empty for an exported model.
+    format_version: of the checkpoint, or of the exported folder.
   """
 
   model: language_model.TitansLM
@@ -33,6 +40,19 @@ class Trained(NamedTuple):
   tokenizer: tokenizers.Tokenizer
   step: int | None
   data: dict[str, Any]
+  format_version: int
+
+
+def define_flags():
+  """Defines and returns --checkpoint and --step."""
+  checkpoint = flags.DEFINE_string(
+      "checkpoint",
+      None,
+      "Workdir of experiments.pretrain, or a folder of experiments.export.",
+      required=True,
+  )
+  step = flags.DEFINE_integer("step", None, "Of the checkpoint; the newest.")
+  return checkpoint, step
 
 
 def load(path: str, step: int | None) -> Trained:
@@ -53,7 +73,12 @@ def load(path: str, step: int | None) -> Trained:
       raise ValueError(
           f"--step={step}: {path} is an exported model, of no step."
       )
-    return Trained(*inference.load(path), step=None, data={})
+    return Trained(
+        *inference.load(path),
+        step=None,
+        data={},
+        format_version=exporting.FORMAT_VERSION,
+    )
   with contextlib.closing(checkpoints.open_checkpoints(path)) as manager:
     if "tokenizer" not in manager.run()["data"]:
       raise ValueError(
@@ -68,6 +93,7 @@ def load(path: str, step: int | None) -> Trained:
       data.make_tokenizer(run["data"]["tokenizer"]),
       step,
       run["data"],
+      config_lib.FORMAT_VERSION,
   )
 
 

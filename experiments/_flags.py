@@ -17,6 +17,9 @@ from pallas_kernels import command_line
 from titans_jax import files
 from titans_jax.parallel import distributed
 
+# What is defined here for an experiment is shown by its --help.
+flags.disclaim_key_flags()
+
 start = command_line.start
 
 _CONFIGS = pathlib.Path(__file__).parent / "configs"

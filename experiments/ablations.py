@@ -1,6 +1,6 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What every part of the memory is worth (the paper's Table 5, and more).
+r"""What every part of the memory is worth (the paper's Table 5, and more).
 
     python -m experiments.ablations --workdir=runs/ablations \
         --config.data.source=book.txt

@@ -1,6 +1,6 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""BABILong: facts scattered in texts of up to millions of tokens.
+r"""BABILong: facts scattered in texts of up to millions of tokens.
 
     python -m experiments.babilong --workdir=runs/babilong \
         --config.data.stories=qa1_train.txt --stories=qa1_test.txt \
@@ -49,6 +49,9 @@ _CONFIG = _flags.define_config("babilong.py")
 
 # The lengths to measure at, as multiples of the training's.
 _MULTIPLES = (1, 4, 16, 64)
+
+
+flags.adopt_module_key_flags(_asking)
 
 
 def main(argv) -> None:

@@ -1,6 +1,6 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The memory's depth against perplexity and speed (the paper's Figures 7 and 8).
+r"""The memory's depth against perplexity and speed (the paper's Figures 7 and 8).
 
     python -m experiments.depth --workdir=runs/depth \
         --config.data.source=book.txt

@@ -1,6 +1,6 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Perplexity of a model on any text, or the tasks of the paper's Table 1.
+r"""Perplexity of a model on any text, or the tasks of the paper's Table 1.
 
     python -m experiments.evaluate --checkpoint=runs/mac --text='books/*.txt' \
         --workdir=runs/mac_on_books
@@ -33,13 +33,7 @@ from . import _flags
 from . import _paper
 from . import _results
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint",
-    None,
-    "Workdir of experiments.pretrain, or a folder of experiments.export.",
-    required=True,
-)
-_STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; the newest.")
+_CHECKPOINT, _STEP = _checkpoint.define_flags()
 _TEXT = flags.DEFINE_string(
     "text", None, "Text to score: files, as data.source has them."
 )

@@ -20,10 +20,7 @@ from titans_jax.training import checkpoints
 from . import _checkpoint
 from . import _flags
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Workdir of experiments.pretrain.", required=True
-)
-_STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; the newest.")
+_CHECKPOINT, _STEP = _checkpoint.define_flags()
 _OUTPUT = flags.DEFINE_string(
     "output", None, "New folder for the model.", required=True
 )

@@ -1,6 +1,6 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Long-term forecasting of time series (the paper's Table 3).
+r"""Long-term forecasting of time series (the paper's Table 3).
 
     python -m experiments.forecast --csv=ETTh1.csv --workdir=runs/etth1
     python -m experiments.forecast --csv=mine.csv --workdir=runs/mine \

@@ -1,6 +1,6 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Continues text with a trained model.
+r"""Continues text with a trained model.
 
     python -m experiments.generate --checkpoint=runs/quickstart \
         --prompt='The ' [--max_new_tokens=300] [--temperature=0.8]
@@ -25,10 +25,7 @@ from titans_jax.training import checkpoints
 from . import _checkpoint
 from . import _flags
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Workdir of a run.", required=True
-)
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint's step; the newest.")
+_CHECKPOINT, _STEP = _checkpoint.define_flags()
 _PROMPT = flags.DEFINE_string("prompt", None, "Text to continue.")
 _PROMPT_FILE = flags.DEFINE_string(
     "prompt_file", None, "File of texts to continue, one per line."

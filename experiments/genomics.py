@@ -1,6 +1,6 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Classification of DNA (the paper's Table 4).
+r"""Classification of DNA (the paper's Table 4).
 
     python -m experiments.genomics --data=human_nontata_promoters \
         --workdir=runs/promoters

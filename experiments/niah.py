@@ -1,6 +1,6 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A needle in a haystack (S-NIAH of RULER), far beyond the training length.
+r"""A needle in a haystack (S-NIAH of RULER), far beyond the training length.
 
     python -m experiments.niah --workdir=runs/niah --haystack=essays.txt
     python -m experiments.niah --workdir=runs/niah --haystack=essays.txt \
@@ -51,6 +51,9 @@ _CONFIG = _flags.define_config("niah.py")
 
 # The lengths to measure at, as multiples of the training's.
 _MULTIPLES = (1, 2, 4, 8, 16)
+
+
+flags.adopt_module_key_flags(_asking)
 
 
 def main(argv) -> None:

@@ -1,6 +1,6 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""This project against titans-pytorch 0.5.5, on one CPU in one run.
+r"""This project against titans-pytorch 0.5.5, on one CPU in one run.
 
     python -m experiments.peers --bench=DIR --peer_python=PATH \
         [--rows=mem_h4,mac_d2] [--rounds=3] [--workdir=runs/peers]

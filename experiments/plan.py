@@ -1,6 +1,6 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Plans a training run on TPUs or GPUs that need not be there.
+r"""Plans a training run on TPUs or GPUs that need not be there.
 
     python -m experiments.plan --config=experiments/configs/titans_760m_mac.py \
         --topology=v5p:4x4x4 --config.parallel.data=4 \

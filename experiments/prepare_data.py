@@ -1,6 +1,6 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Tokenises text once, into sharded ArrayRecord files with an index.
+r"""Tokenises text once, into sharded ArrayRecord files with an index.
 
     python -m experiments.prepare_data --source='fineweb/*.parquet' \
         --tokenizer=tokenizer.json --output=data/fineweb_edu

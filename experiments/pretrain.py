@@ -1,6 +1,6 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Pretrains a language model, or goes on with one.
+r"""Pretrains a language model, or goes on with one.
 
     python -m experiments.pretrain --config=experiments/configs/quickstart.py \
         --workdir=runs/quickstart [--config.model.variant=mag] \
@@ -162,10 +162,5 @@ def _without_workdir(arguments: list[str]) -> list[str]:
   return kept
 
 
-def run() -> None:
-  """Runs the console script `titans-pretrain`."""
-  app.run(main)
-
-
 if __name__ == "__main__":
-  run()
+  app.run(main)

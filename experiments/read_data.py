@@ -1,6 +1,6 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Measures how quickly a run's data can be read, beside what its step consumes.
+r"""Measures how quickly a run's data can be read, beside what its step consumes.
 
     python -m experiments.read_data --config=experiments/configs/titans_760m_mac.py \
         --config.data.source=data/fineweb_edu --config.data.cache_dir=data/cache \

@@ -1,6 +1,6 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a text of any length through a checkpoint, at fixed memory.
+r"""Reads a text of any length through a checkpoint, at fixed memory.
 
     python -m experiments.stream --checkpoint=runs/quickstart --input=book.txt \
         --save_state=book.state
@@ -33,16 +33,14 @@ import numpy as np
 
 from titans_jax import data
 from titans_jax import inference
+from titans_jax.inference import generation
 from titans_jax.models import states
 from titans_jax.training import checkpoints
 
 from . import _checkpoint
 from . import _flags
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Workdir of a run.", required=True
-)
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint's step; the newest.")
+_CHECKPOINT, _STEP = _checkpoint.define_flags()
 _INPUT = flags.DEFINE_string(
     "input",
     None,
@@ -98,7 +96,7 @@ class _Reader:
   def __init__(self, model, variables):
     self._model, self._variables = model, variables
     if _LOAD_STATE.value is None:
-      self._state = model.init_state(variables, batch_size=1)
+      self._state = generation.init_state(model, variables, 1)
     else:
       self._state = _checkpoint.load_state(_LOAD_STATE.value, model, variables)
     self._waiting = np.zeros(0, np.int32)

@@ -1,6 +1,6 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Learns a byte-level BPE tokenizer from text (extra `hf`).
+r"""Learns a byte-level BPE tokenizer from text (extra `hf`).
 
     python -m experiments.train_tokenizer --source='books/*.txt' \
         --vocab_size=16000 --output=tokenizer.json

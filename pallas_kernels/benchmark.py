@@ -1,6 +1,6 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Times the memory's implementations against each other, in one run.
+r"""Times the memory's implementations against each other, in one run.
 
     python -m pallas_kernels.benchmark [--implementations=xla,pallas] \
         [--head_dim=128 --hidden=512 --chunk=64 --heads=8 --batch=4] [--json]
