@@ -2,8 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics of a run that was stopped are those of one that was not."""
 
+import importlib.util
 import math
+import os
 import pathlib
+import subprocess
+import sys
+import time
+from unittest import mock
 
 from absl.testing import absltest
 import numpy as np
@@ -45,6 +51,59 @@ class MetricsTest(absltest.TestCase):
     rows = metrics.read_metrics(self.workdir)
     self.assertEqual(rows, [{"step": 1, "loss": None, "norm": None}])
     metrics.plot_learning_curve(self.workdir)
+
+  def test_weights_and_biases_gets_them_too(self):
+    self.need_wandb()
+    with mock.patch.dict(os.environ, {"WANDB_MODE": "offline"}):
+      for first in (1, 3):  # A run that was stopped goes on.
+        writer = metrics.MetricWriter(
+            self.workdir,
+            resume_step=first - 1,
+            wandb_project="of_this_test",
+            config={"model": {"variant": "mac"}},
+        )
+        writer.write(first, {"loss": 0.123 * first})
+        writer.close()
+    paths = list(self.workdir.rglob("*.wandb"))
+    self.assertLen(paths, 2)
+    name = (self.workdir / metrics.WANDB_RUN).read_bytes()
+    # A process of its own writes them.
+    deadline = time.monotonic() + 30
+    while any(b"loss" not in path.read_bytes() for path in paths):
+      self.assertLess(time.monotonic(), deadline)
+      time.sleep(0.1)
+    written = [path.read_bytes() for path in paths]
+    for content in written:
+      for part in (name, b"of_this_test", b'"variant":"mac"'):
+        self.assertIn(part, content)
+    self.assertLen([w for w in written if b"0.123" in w], 1)
+    self.assertLen([w for w in written if b"0.369" in w], 1)
+    self.assertEqual(metrics.read_metrics(self.workdir)[1]["step"], 3)
+
+  def need_wandb(self):
+    if importlib.util.find_spec("wandb") is None:
+      self.skipTest("wandb is not installed (extra wandb).")
+
+  def test_weights_and_biases_without_a_key_says_so(self):
+    self.need_wandb()
+    program = (
+        "from titans_jax.training import metrics;"
+        f" metrics.MetricWriter({str(self.workdir)!r}, wandb_project='p')"
+    )
+    environment = os.environ | {"HOME": str(self.workdir)}
+    environment.pop("WANDB_API_KEY", None)
+    process = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        encoding="utf-8",
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+        check=False,
+    )
+    self.assertRegex(
+        process.stderr, r"OSError: train\.wandb_project=p: .*WANDB_MODE=offline"
+    )
 
   def test_gauges_get_their_layer_s_name(self):
     names = neural_memory.Gauges._fields

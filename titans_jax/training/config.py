@@ -22,6 +22,7 @@ FREE = (
     ("train", "keep_checkpoints"),
     ("train", "keep_every"),
     ("train", "profile_at"),
+    ("train", "wandb_project"),
     ("data", "cache_dir"),
     ("parallel",),
 )
@@ -150,6 +151,8 @@ class TrainConfig:
     keep_every: those of this step's multiples are kept for good; None: none.
     profile_at: a step from which on three steps are profiled, for xprof, into
       the workdir's `profile`; None: none.
+    wandb_project: of Weights & Biases, which gets the metrics too (extra
+      `wandb`); None: nothing goes there.
   """
 
   num_steps: int = 1000
@@ -162,6 +165,7 @@ class TrainConfig:
   keep_checkpoints: int = 3
   keep_every: int | None = None
   profile_at: int | None = None
+  wandb_project: str | None = None
 
   def __post_init__(self):
     check_at_least(

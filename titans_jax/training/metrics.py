@@ -1,6 +1,7 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics, written as they come: `metrics.jsonl`, TensorBoard, a learning curve."""
+"""Metrics, written as they come: `metrics.jsonl`, TensorBoard, Weights & Biases, a
+learning curve."""
 
 from __future__ import annotations
 
@@ -8,11 +9,15 @@ import json
 import os
 import pathlib
 from typing import Any
+import uuid
 
 import numpy as np
 
 from titans_jax import files
 from titans_jax.parallel import distributed
+
+# The file that names a workdir's run of Weights & Biases.
+WANDB_RUN = "wandb_run"
 
 
 class MetricWriter:
@@ -22,7 +27,27 @@ class MetricWriter:
   file is that of a run that was never stopped.
   """
 
-  def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int = 0):
+  def __init__(
+      self,
+      workdir: str | os.PathLike[str],
+      *,
+      resume_step: int = 0,
+      wandb_project: str | None = None,
+      config: dict[str, Any] | None = None,
+  ):
+    """Opens the files.
+
+    Args:
+      workdir: local folder.
+      resume_step: rows past it are dropped.
+      wandb_project: of Weights & Biases, where the rows go too; None: nowhere.
+        What is there already stays: it passes over steps that it has.
+      config: of the run, for Weights & Biases.
+
+    Raises:
+      ImportError: without the extra `train`, or `wandb`.
+      OSError: Weights & Biases cannot be reached.
+    """
     try:
       import tensorboardX  # pylint: disable=g-import-not-at-top
     except ImportError as error:
@@ -30,6 +55,9 @@ class MetricWriter:
           "Training needs the extra 'train': pip install 'titans-jax[train]'."
       ) from error
     workdir = pathlib.Path(workdir)
+    self._wandb = None
+    if wandb_project is not None:
+      self._wandb = _start_wandb(workdir, wandb_project, config)
     self.path = workdir / "metrics.jsonl"
     rows = [row for row in read_metrics(workdir) if row["step"] <= resume_step]
     files.replace(self.path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -48,6 +76,8 @@ class MetricWriter:
     self._file.flush()
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
+    if self._wandb is not None:
+      self._wandb.log(values, step=step)
 
   def flush(self) -> None:
     """Hands what was written to the operating system."""
@@ -57,6 +87,9 @@ class MetricWriter:
     """Ends the files; a second call does nothing."""
     self._file.close()
     self._board.close()
+    if self._wandb is not None:
+      self._wandb.finish()
+      self._wandb = None
 
 
 class _NoWriter:
@@ -73,12 +106,45 @@ class _NoWriter:
 
 
 def make_writer(
-    workdir: str | os.PathLike[str], *, resume_step: int = 0
+    workdir: str | os.PathLike[str], **options: Any
 ) -> MetricWriter | _NoWriter:
-  """Returns the writer of a run, of which process 0 alone writes."""
+  """Returns the writer of a run, of which process 0 alone writes.
+
+  Args:
+    workdir: local folder.
+    **options: of `MetricWriter`.
+  """
   if not distributed.is_main():
     return _NoWriter()
-  return MetricWriter(workdir, resume_step=resume_step)
+  return MetricWriter(workdir, **options)
+
+
+def _start_wandb(workdir: pathlib.Path, project: str, config):
+  """Starts a run of Weights & Biases, or goes on with the workdir's."""
+  try:
+    import wandb  # pylint: disable=g-import-not-at-top
+  except ImportError as error:
+    raise ImportError(
+        "train.wandb_project needs the extra 'wandb': pip install"
+        " 'titans-jax[wandb]'."
+    ) from error
+  path = workdir / WANDB_RUN
+  if not path.exists():
+    files.replace(path, uuid.uuid4().hex)
+  try:
+    return wandb.init(
+        project=project,
+        name=workdir.absolute().name,
+        id=path.read_text(),
+        dir=str(workdir),
+        config=config,
+        resume="allow",
+    )
+  except wandb.errors.Error as error:
+    raise OSError(
+        f"train.wandb_project={project}: {error} (WANDB_MODE=offline writes into"
+        " the workdir, for `wandb sync`.)"
+    ) from error
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:

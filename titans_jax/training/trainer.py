@@ -154,13 +154,16 @@ class _Loop:
       self, run, workdir, model, optimizer, task, checkpoints, state, like
   ):
     self.run = run
-    self.folder = files.Mirror(workdir, "metrics.jsonl")
+    self.folder = files.Mirror(workdir, "metrics.jsonl", metrics_lib.WANDB_RUN)
     self.task = task
     self.checkpoints = checkpoints
     self.state = state
     self.first_step = int(state.step)
     self.writer = metrics_lib.make_writer(
-        self.folder.path, resume_step=self.first_step
+        self.folder.path,
+        resume_step=self.first_step,
+        wandb_project=run.train.wandb_project,
+        config=run.to_dict(),
     )
     self.schedule = optimizer_lib.learning_rate(
         run.optimizer, run.train.num_steps
