@@ -179,7 +179,7 @@ def score_rows(
       holds.
   """
   if state is None:
-    state = _init_state(model, variables, batch_size)
+    state = generation.init_state(model, variables, batch_size)
   log_probs, correct = [], []
   targets = _pieces([ids[1:] for ids in rows], batch_size)
   for tokens, mask in _pieces([ids[:-1] for ids in rows], batch_size):
@@ -238,11 +238,6 @@ def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
   """Yields at most `size` items at a time, in their order."""
   for start in range(0, len(items), size):
     yield items[start : start + size]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _init_state(model, variables, batch_size):
-  return model.init_state(variables, batch_size=batch_size)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -29,7 +29,7 @@ from titans_jax.models import config as model_config
 from titans_jax.models import language_model
 
 # Increased when the folder changes its form, or a parameter its meaning.
-_VERSION = 1
+FORMAT_VERSION = 1
 
 _CONFIG = "config.json"
 _PARAMS = "model.safetensors"
@@ -86,7 +86,7 @@ def export(
   about = {
       "model_type": _MODEL_TYPE,
       "architectures": [type(model).__name__],
-      "format_version": _VERSION,
+      "format_version": FORMAT_VERSION,
       "tokenizer": "byte" if tokenizer == "byte" else _TOKENIZER,
       "model": dataclasses.asdict(config),
   }
@@ -216,10 +216,10 @@ def _read_config(path: pathlib.Path) -> tuple[model_config.TitansConfig, str]:
         f"{path} describes a model of the type {about.get('model_type')!r}, not"
         f" {_MODEL_TYPE!r}."
     )
-  if about.get("format_version") != _VERSION:
+  if about.get("format_version") != FORMAT_VERSION:
     raise ValueError(
         f"{path} has format version {about.get('format_version')}, but this"
-        f" program reads version {_VERSION}."
+        f" program reads version {FORMAT_VERSION}."
     )
   try:
     return model_config.make_config(about["model"]), str(about["tokenizer"])

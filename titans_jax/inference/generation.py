@@ -185,7 +185,7 @@ def prefill(
   batch, size = text.shape
   ends = np.full(batch, size) if lengths is None else np.asarray(lengths)
   if state is None:
-    state = _init_state(model, variables, batch)
+    state = init_state(model, variables, batch)
   # The last sampled token is not read.
   model.check_room(state, ends + max(reserve - 1, 0))
   piece = min(_PIECE, 1 << (size - 1).bit_length())
@@ -238,7 +238,8 @@ def _prefill_steps(model, variables, tokens, mask, state, logits):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def _init_state(model, variables, batch_size):
+def init_state(model, variables, batch_size):
+  """Returns `model.init_state`, compiled."""
   return model.init_state(variables, batch_size=batch_size)
 
 

@@ -1,0 +1,88 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What is seen at single tokens is what happens in the whole text."""
+
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import titans_jax as titans
+from titans_jax import tokenizers
+from titans_jax.evaluation import inspection
+
+_TEXT = b"a memory that learns, a memory that learns, and more of it" * 3
+
+
+class TraceTest(parameterized.TestCase):
+
+  @parameterized.parameters("lmm", "mac")
+  def test_is_that_of_the_whole_text(self, variant):
+    config = titans.presets.tiny(
+        variant=variant, num_layers=1, vocab_size=257, num_persistent=0
+    )
+    model = titans.TitansLM(config)
+    variables = jax.jit(model.init)(
+        jax.random.key(0), np.zeros((1, 8), np.int32)
+    )
+    tokenizer = tokenizers.ByteTokenizer()
+    ids = tokenizer.encode(_TEXT)
+    seen = []
+    found = inspection.trace(
+        model, variables, tokenizer, ids, progress=seen.append
+    )
+    self.assertEqual(seen, [128, len(ids) + 1])
+
+    @jax.jit
+    def read(variables):
+      tokens = jnp.asarray(np.append(256, ids))[None]
+      log_probs = [
+          model.apply(
+              variables,
+              tokens[:, :-1],
+              tokens[:, 1:],
+              update_memory=learns,
+              method="score",
+          )[0][0]
+          for learns in (True, False)
+      ]
+      gauges = [
+          model.apply(variables, x, x, method="loss")[1]["memory"]
+          for x in (tokens, tokens[:, :1])
+      ]
+      return log_probs, gauges
+
+    (learned, unlearned), (gauges, first) = read(variables)
+    np.testing.assert_allclose(found.log_prob, learned, atol=1e-4)
+    np.testing.assert_allclose(found.log_prob_unlearned, unlearned, atol=1e-4)
+    self.assertGreater(np.abs(found.contribution).max(), 1e-3)
+    # The call's gauges are means over its tokens, the document token included.
+    for name in ("surprise", "forget", "learning_rate", "momentum"):
+      per_token = getattr(found, name)
+      self.assertEqual(per_token.shape, (len(ids), 1))
+      total = per_token.sum(axis=0) + getattr(first, name)
+      np.testing.assert_allclose(
+          total / (len(ids) + 1), getattr(gauges, name), rtol=1e-4
+      )
+
+  def test_refuses_what_has_nothing_to_watch(self):
+    tokenizer = tokenizers.ByteTokenizer()
+    without = titans.TitansLM(
+        titans.presets.tiny(variant="transformer", num_layers=1)
+    )
+    with self.assertRaisesRegex(ValueError, "no memory"):
+      inspection.trace(without, {}, tokenizer, np.zeros(3, np.int32))
+    model = titans.TitansLM(titans.presets.tiny(variant="lmm", num_layers=1))
+    with self.assertRaisesRegex(ValueError, "no text"):
+      inspection.trace(model, {}, tokenizer, np.zeros(0, np.int32))
+
+
+class PiecesTest(parameterized.TestCase):
+
+  @parameterized.parameters("plain", "zwölf", "€ and 🙂!", "é")
+  def test_make_the_text(self, text):
+    tokenizer = tokenizers.ByteTokenizer()
+    ids = tokenizer.encode(text.encode())
+    found = inspection.pieces(tokenizer, ids)
+    self.assertLen(found, len(ids))
+    self.assertEqual("".join(found), text)
