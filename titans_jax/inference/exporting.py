@@ -143,11 +143,12 @@ def load(
     with safetensors.safe_open(path, framework="flax") as file:
       names = list(file.keys())
       shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-      _check_params(shapes, like, f"{path} does not fit its {_CONFIG}")
-      params = {
-          name: jnp.asarray(file.get_tensor(name), expected.dtype)
-          for name, expected in like.items()
-      }
+    _check_params(shapes, like, f"{path} does not fit its {_CONFIG}")
+    params = {}
+    for name, expected in like.items():
+      # Opened anew: what was read of the file leaves the memory.
+      with safetensors.safe_open(path, framework="flax") as file:
+        params[name] = jnp.asarray(file.get_tensor(name), expected.dtype)
   except (OSError, safetensors.SafetensorError) as error:
     raise ValueError(f"{path} cannot be read: {error}.") from error
   if tokenizer_name != "byte":
