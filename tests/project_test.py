@@ -154,6 +154,27 @@ class ProjectTest(absltest.TestCase):
     }
     self.assertEqual(packages, mapped)
 
+  def test_images_install_what_there_is(self):
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = setup["options.extras_require"]
+    for chip in ("cuda13", "tpu"):
+      name = {"cuda13": "gpu"}.get(chip, chip)
+      image = (ROOT / "docker" / f"{name}.Dockerfile").read_text()
+      (jax,) = re.findall(r"pip install '(jax\[.*?)'", image)
+      self.assertEqual(jax, extras[chip].strip())
+      (named,) = re.findall(r"'/src\[(.*?)\]'", image)
+      self.assertContainsSubset(named.split(","), extras)
+      self.assertIn(chip, named)
+      (script,) = re.findall(r'ENTRYPOINT \["(.*)"\]', image)
+      scripts = setup["options.entry_points"]["console_scripts"]
+      self.assertIn(f"{script} =", scripts)
+      # What the build is given is enough for the wheel.
+      kept = (ROOT / ".dockerignore").read_text()
+      for package in setup["options"]["packages"].split():
+        folder = package.replace("titans_jax.experiments", "experiments")
+        self.assertIn(f"!{folder.partition('.')[0]}\n", kept)
+
   def test_every_file_has_its_licence_and_docstring(self):
     for path in sources():
       text = path.read_text()
