@@ -30,6 +30,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no residual": {"memory.residual": False},
     "no norm": {"memory.norm": False},
     "raw values": {"normalize_values": False},
+    "read before write": {"read_before_write": True},
     "chunks of 4": {"chunk_size": 4},
     "chunks of 8": {"chunk_size": 8},
 }

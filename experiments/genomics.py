@@ -94,9 +94,7 @@ def main(argv) -> None:
     _flags.refuse_overrides(
         "here: data.epochs says it", "train.num_steps", "train.eval_every"
     )
-    _flags.refuse_overrides(
-        "for a classifier", "train.z_loss", "train.memory_cost"
-    )
+    _flags.refuse_overrides("for a classifier", "train.z_loss")
     if _DATA.value is not None:
       for name in ("motifs", "lengths"):
         if flags.FLAGS[name].present:

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory layer, as users put it into their own models."""
 
+import functools
+
 from absl.testing import parameterized
 from flax import linen as nn
 import jax
@@ -9,16 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 import titans_jax as titans
+from titans_jax.memory import layout as layout_lib
 
 BATCH, LENGTH, DIM = 2, 19, 16
 
 
-def _layer(**options):
+def _layer(chunk_size=4, **options):
   return titans.NeuralMemory(
       model_dim=DIM,
       num_heads=2,
       head_dim=8,
-      chunk_size=4,
+      chunk_size=chunk_size,
       dtype="float64",
       param_dtype="float64",
       **options,
@@ -39,6 +42,7 @@ class NeuralMemoryTest(parameterized.TestCase):
       {"forget": "channel", "gates_per_layer": False},
       {"momentum": False, "gates_per_chunk": True, "conv_size": 0},
       {"forget": "none", "max_grad_norm": 1.0, "normalize_values": False},
+      {"read_before_write": True},
   )
   def test_split_invariance(self, **options):
     layer = _layer(**options)
@@ -62,6 +66,40 @@ class NeuralMemoryTest(parameterized.TestCase):
         piecewise,
         state,
     )
+
+  def test_read_before_write(self):
+    # Given chunks of one token, in which no gradient is stale
+    plain = _layer(chunk_size=1)
+    layer = plain.clone(read_before_write=True)
+    variables = jax.jit(plain.init)(jax.random.key(1), self.x)
+    learns = [True, True, False, False, True, True]
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def read(x, state, learns):
+      return layer.apply(variables, x, state, update_memory=learns)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def write(x, state, learns):
+      """The layer that writes first, and what W_{t-1} gives its query."""
+
+      def both(layer, x, state):
+        if state is None:
+          state = layer.initial_state()[0].broadcast(BATCH)
+        place = layout_lib.token(None, None, state.memory.count)
+        queries, _ = layer.queries(x, state.query, place)
+        y = layer.recall(state.memory.weights, queries, x)
+        return y, layer(x, state, update_memory=learns)[1]
+
+      return plain.apply(variables, x, state, method=both)
+
+    # Then a token reads what those before it have left
+    state = expected_state = None
+    for t, learn in enumerate(learns):
+      y, state = read(self.x[:, t : t + 1], state, learn)
+      expected, expected_state = write(
+          self.x[:, t : t + 1], expected_state, learn
+      )
+      np.testing.assert_allclose(y, expected, atol=1e-10, err_msg=str(t))
 
   def test_within_another_module(self):
     class Model(nn.Module):

@@ -39,6 +39,14 @@ class ClassifierTest(absltest.TestCase):
     np.testing.assert_allclose(
         loss, np.log(np.exp(logits).sum()) - logits[2], rtol=1e-6
     )
+    with self.subTest("what memories write and forget costs"):
+      more, _, _ = jax.jit(
+          functools.partial(model.apply, method="loss", memory_cost=0.5)
+      )(variables, padded, np.array([2, -1]), lengths)
+      gauges = metrics["memory"]
+      cost = gauges.effort.mean() + padded.shape[1] * gauges.forget.mean()
+      np.testing.assert_allclose(more - loss, 0.5 * cost, rtol=1e-6)
+      self.assertGreater(cost, 1e-3)
     self.assertEqual(int(metrics["num_tokens"]), 1)
     self.assertEqual(float(metrics["accuracy"]), float(logits.argmax() == 2))
     with self.subTest("full attention holds no more"):

@@ -315,6 +315,12 @@ class MemoryAsContextTest(Properties, parameterized.TestCase):
   variant = "mac"
 
 
+@pytest.mark.exhaustive
+class ReadBeforeWriteTest(Properties, parameterized.TestCase):
+  variant = "mac"
+  overrides = {"read_before_write": True}
+
+
 class TransformerTest(Properties, parameterized.TestCase):
   variant = "transformer"
   overrides = {"window": None}

@@ -57,8 +57,7 @@ class CausalConvolution(nn.Module):
 
   def initial_state(self) -> ConvolutionState:
     """Returns the state before any token, of one row."""
-    zeros = jnp.zeros((1, self.size - 1, self.channels), self.dtype)
-    return ConvolutionState(tail=zeros, initial=zeros)
+    return initial_state(self.size, self.channels, self.dtype)
 
   def __call__(
       self,
@@ -67,49 +66,72 @@ class CausalConvolution(nn.Module):
       layout: layout_lib.Layout | layout_lib.Token,
   ) -> tuple[Array, ConvolutionState]:
     """Convolves inputs [B, A, C], each document by itself."""
-    if isinstance(layout, layout_lib.Token):
-      return self._step(x, state, layout)
     kernel = self.kernel.astype(self.dtype)
-    past = self.size - 1
-    x = x.astype(self.dtype)
-    batch, size, _ = x.shape
-    tail = state_lib.broadcast_rows(state.tail, batch)
-    padded = jnp.concatenate([tail, x], axis=1)
-    if layout.offset is not None:
-      padded = layout_lib.put_rows(padded, tail, layout.offset)
-    taps = [padded[:, j : j + size] for j in range(self.size)]
-    last_start = layout.last_start()
-    if last_start is not None:
-      since = jnp.arange(size) - last_start
-      for j in range(past):
-        # Before a document's first token stands the initial tail.
-        index = jnp.clip(j + since, 0, past - 1)
-        before = state.initial[0][index]
-        outside = (last_start >= 0) & (since < past - j)
-        taps[j] = jnp.where(outside[..., None], before, taps[j])
-    y = sum(kernel[j] * tap for j, tap in enumerate(taps))
-    if layout.end is None:
-      new_tail = padded[:, size:]
-    else:
-      new_tail = layout_lib.rows_at(padded, layout.end, past)
-    if last_start is not None:
-      end = jnp.full(batch, size) if layout.end is None else layout.end
-      new_tail = _behind_start(new_tail, state.initial, last_start, end)
-    return y, ConvolutionState(new_tail, state.initial)
+    inputs, state = taps(x.astype(self.dtype), state, layout)
+    return sum(kernel[j] * tap for j, tap in enumerate(inputs)), state
 
-  def _step(
-      self, x: Array, state: ConvolutionState, token: layout_lib.Token
-  ) -> tuple[Array, ConvolutionState]:
-    kernel = self.kernel.astype(self.dtype)
-    tail = state_lib.broadcast_rows(state.tail, x.shape[0])
-    if token.starts is not None:
-      tail = jnp.where(token.starts[:, None, None], state.initial, tail)
-    window = jnp.concatenate([tail, x.astype(self.dtype)], axis=1)
-    y = jnp.sum(window * kernel, axis=1, keepdims=True)
-    new_tail = window[:, 1:]
-    if token.mask is not None:
-      new_tail = jnp.where(token.mask[:, None, None], new_tail, state.tail)
-    return y, ConvolutionState(new_tail, state.initial)
+
+def initial_state(size: int, channels: int, dtype: Any) -> ConvolutionState:
+  """Returns the state of `size` taps before any token, of one row."""
+  zeros = jnp.zeros((1, size - 1, channels), dtype)
+  return ConvolutionState(tail=zeros, initial=zeros)
+
+
+def taps(
+    x: Array,
+    state: ConvolutionState,
+    layout: layout_lib.Layout | layout_lib.Token,
+) -> tuple[list[Array], ConvolutionState]:
+  """Returns every token's last inputs, each document by itself.
+
+  Args:
+    x: inputs [B, A, C].
+    state: what stands before them.
+    layout: where the tokens stand.
+
+  Returns:
+    x_{t - (s - 1)} to x_t for all tokens t, s arrays [B, A, C]; and the state.
+  """
+  if isinstance(layout, layout_lib.Token):
+    return _taps_of_token(x, state, layout)
+  past = state.tail.shape[1]
+  batch, size, _ = x.shape
+  tail = state_lib.broadcast_rows(state.tail, batch)
+  padded = jnp.concatenate([tail, x], axis=1)
+  if layout.offset is not None:
+    padded = layout_lib.put_rows(padded, tail, layout.offset)
+  found = [padded[:, j : j + size] for j in range(past + 1)]
+  last_start = layout.last_start()
+  if last_start is not None:
+    since = jnp.arange(size) - last_start
+    for j in range(past):
+      # Before a document's first token stands the initial tail.
+      index = jnp.clip(j + since, 0, past - 1)
+      before = state.initial[0][index]
+      outside = (last_start >= 0) & (since < past - j)
+      found[j] = jnp.where(outside[..., None], before, found[j])
+  if layout.end is None:
+    new_tail = padded[:, size:]
+  else:
+    new_tail = layout_lib.rows_at(padded, layout.end, past)
+  if last_start is not None:
+    end = jnp.full(batch, size) if layout.end is None else layout.end
+    new_tail = _behind_start(new_tail, state.initial, last_start, end)
+  return found, ConvolutionState(new_tail, state.initial)
+
+
+def _taps_of_token(
+    x: Array, state: ConvolutionState, token: layout_lib.Token
+) -> tuple[list[Array], ConvolutionState]:
+  tail = state_lib.broadcast_rows(state.tail, x.shape[0])
+  if token.starts is not None:
+    tail = jnp.where(token.starts[:, None, None], state.initial, tail)
+  window = jnp.concatenate([tail, x], axis=1)
+  new_tail = window[:, 1:]
+  if token.mask is not None:
+    new_tail = jnp.where(token.mask[:, None, None], new_tail, state.tail)
+  found = jnp.split(window, window.shape[1], axis=1)
+  return found, ConvolutionState(new_tail, state.initial)
 
 
 def _behind_start(

@@ -37,10 +37,18 @@ _LEAST_SHARE = 1e-6
 
 
 class WriteState(NamedTuple):
-  """Convolution states of the streams that are written (None without)."""
+  """State of what is written.
+
+  Attributes:
+    key: convolution state of the keys (None without).
+    value: that of the values.
+    delay: the token that is written with the next one, and whether it is; None
+      where every token is written before it reads.
+  """
 
   key: ConvolutionState | None
   value: ConvolutionState | None
+  delay: ConvolutionState | None
 
 
 class NeuralMemoryState(NamedTuple):
@@ -96,6 +104,15 @@ class Gauges(NamedTuple):
   weight_norm: Array
   momentum_norm: Array
 
+  def cost(self, length: int) -> Array:
+    """Returns what the memories write, `effort`, plus what of their contents
+    `length` tokens forget, `length` times `forget`, both as means over blocks.
+
+    In a short text neither is in the way, nor a momentum that goes on writing; in
+    a long one they are.
+    """
+    return jnp.mean(self.effort + length * self.forget)
+
 
 class NeuralMemory(nn.Module):
   """A memory that keeps learning while the model reads. State in, state out.
@@ -117,6 +134,9 @@ class NeuralMemory(nn.Module):
       (At 0 the memory would be wiped at every token.)
     max_grad_norm: bound on a token's inner gradient per layer, or None.
     normalize_values: RMS-normalises v.
+    read_before_write: a token reads W_{t-1}, what the tokens before it have left,
+      instead of W_t (v1 equation 15): it is written with the token behind it,
+      which is one place later in its chunk.
     conv_size: taps of the convolutions on q, k and v; 0: none.
     checkpoint_every: chunks per group of the backward pass, or None.
     implementation: of the scan over chunks, as in `memory.scan`: "auto", "xla"
@@ -139,6 +159,7 @@ class NeuralMemory(nn.Module):
   forget_bias: float = -6.0
   max_grad_norm: float | None = None
   normalize_values: bool = True
+  read_before_write: bool = False
   conv_size: int = 4
   checkpoint_every: int | None = None
   implementation: str = "auto"
@@ -285,7 +306,10 @@ class NeuralMemory(nn.Module):
         conv and conv.initial_state()
         for conv in (self.query_conv, self.key_conv, self.value_conv)
     )
-    state = NeuralMemoryState(memory, query, WriteState(key, value))
+    delay = None
+    if self.read_before_write:
+      delay = convolution.initial_state(2, self.model_dim + 1, self.dtype)
+    state = NeuralMemoryState(memory, query, WriteState(key, value, delay))
     if prefix is None or not prefix.shape[0]:
       return state, None
     layout = layout_lib.align((1, prefix.shape[0]), self.chunk_size)
@@ -337,16 +361,26 @@ class NeuralMemory(nn.Module):
       self, x: Array, state: WriteState, layout, update_memory: bool
   ) -> tuple[chunk_lib.Chunk, WriteState]:
     """Returns what x [B, A, d] writes: tokens without queries."""
+    written = None
+    if not update_memory:
+      # A token that is read without learning takes its place in the chunk.
+      written = jnp.zeros(x.shape[:2], bool)
+    delay = None
+    if state.delay is not None:
+      learns = jnp.full((*x.shape[:2], 1), update_memory, x.dtype)
+      (before, _), delay = convolution.taps(
+          jnp.concatenate([x, learns], axis=-1).astype(self.dtype),
+          state.delay,
+          layout,
+      )
+      x, written = before[..., :-1], before[..., -1] > 0
     k, key = self._stream(self.key, self.key_conv, x, state.key, layout)
     v, value = self._stream(self.value, self.value_conv, x, state.value, layout)
     k = _l2_normalize(k)
     if self.normalize_values:
       v = _rms_normalize(v)
     tokens = tokens_lib.make_tokens(self.net, None, k, v, self._gate(x))
-    if not update_memory:
-      # A token that is read without learning takes its place in the chunk.
-      tokens = tokens._replace(written=jnp.zeros(x.shape[:2], bool))
-    return tokens, WriteState(key, value)
+    return tokens._replace(written=written), WriteState(key, value, delay)
 
   def recall(
       self, weights: chunk_lib.Weights, queries: Array, x: Array

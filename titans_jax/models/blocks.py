@@ -170,7 +170,7 @@ def read_fresh(
     x: Array,
     config: config_lib.TitansConfig,
     tail_mask: Array | None = None,
-) -> Array:
+) -> tuple[Array, neural_memory.Gauges | None]:
   """Runs all blocks over whole sequences that start with x.
 
   Args:
@@ -181,7 +181,8 @@ def read_fresh(
       only.
 
   Returns:
-    [B, T, d]; what stands at padding means nothing.
+    [B, T, d], where what stands at padding means nothing; and the gauges,
+    [num_layers] each (None without memory).
 
   Raises:
     ValueError: full attention cannot hold so many tokens.
@@ -200,10 +201,10 @@ def read_fresh(
 
   def body(block, x, _):
     state = block.initial_state(batch)
-    x, _, _ = block(x, state, layout, document)
-    return sharding.constrain(x), None
+    x, _, gauges = block(x, state, layout, document)
+    return sharding.constrain(x), gauges
 
   if config.remat:
     body = nn.remat(body, prevent_cse=False)
-  x, _ = over_layers(config, body)(block, layout.arrange(x), None)
-  return layout.restore(x)
+  x, gauges = over_layers(config, body)(block, layout.arrange(x), None)
+  return layout.restore(x), gauges

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from titans_jax.layers import linear
+from titans_jax.layers import neural_memory
 from titans_jax.models import blocks
 from titans_jax.models import config as config_lib
 
@@ -57,22 +58,34 @@ class Classifier(nn.Module):
     Returns:
       [B, num_classes], in at least float32.
     """
+    return self._read(tokens, lengths)[0]
+
+  def _read(
+      self, tokens: Array, lengths: Array | None
+  ) -> tuple[Array, neural_memory.Gauges | None]:
+    """Returns logits, and the blocks' gauges."""
     config = self.config
     x = self.embedding[tokens].astype(config.dtype)
     mask = None
     if lengths is not None:
       mask = jnp.arange(tokens.shape[1]) < lengths[:, None]
-    x = blocks.read_fresh(self.blocks, x, config, tail_mask=mask)
+    x, gauges = blocks.read_fresh(self.blocks, x, config, tail_mask=mask)
     x = self.final_norm(x)
     x = x.astype(self.head.dtype)
     if mask is None:
-      return self.head(jnp.mean(x, axis=1))
+      return self.head(jnp.mean(x, axis=1)), gauges
     weights = mask.astype(x.dtype)[..., None]
     total = jnp.sum(x * weights, axis=1)
-    return self.head(total / jnp.maximum(jnp.sum(weights, axis=1), 1))
+    count = jnp.maximum(jnp.sum(weights, axis=1), 1)
+    return self.head(total / count), gauges
 
   def loss(
-      self, tokens: Array, labels: Array, lengths: Array | None = None
+      self,
+      tokens: Array,
+      labels: Array,
+      lengths: Array | None = None,
+      *,
+      memory_cost: float = 0.0,
   ) -> tuple[Array, dict[str, Any], None]:
     """Returns the mean cross-entropy of a batch.
 
@@ -80,12 +93,15 @@ class Classifier(nn.Module):
       tokens: int32 [B, T].
       labels: int32 [B]; a negative one is not scored.
       lengths: int32 [B], as in `__call__`.
+      memory_cost: weight of what the memories write and forget, as
+        `Gauges.cost` has it.
 
     Returns:
-      The loss, nats; metrics: `accuracy` and `num_tokens`, the sequences scored;
-      and no state.
+      The loss, nats (plus what the weight adds); metrics: `cross_entropy`,
+      `accuracy`, `num_tokens`, the sequences scored, and `memory`, the gauges of
+      every block ([num_layers] each; None without memory); and no state.
     """
-    logits = self(tokens, lengths)
+    logits, gauges = self._read(tokens, lengths)
     scored = labels >= 0
     count = jnp.sum(scored, dtype=jnp.int32)
     nats = optax.losses.softmax_cross_entropy_with_integer_labels(
@@ -93,11 +109,16 @@ class Classifier(nn.Module):
     )
     scale = 1 / jnp.maximum(count, 1)
     correct = jnp.argmax(logits, axis=-1) == labels
+    loss = jnp.sum(jnp.where(scored, nats, 0)) * scale
     metrics = {
+        "cross_entropy": loss,
         "accuracy": jnp.sum(correct & scored) * scale,
         "num_tokens": count,
+        "memory": gauges,
     }
-    return jnp.sum(jnp.where(scored, nats, 0)) * scale, metrics, None
+    if memory_cost and gauges is not None:
+      loss += memory_cost * gauges.cost(tokens.shape[1])
+    return loss, metrics, None
 
   def init_inputs(self) -> dict[str, Array]:
     """Returns arguments for `init`."""

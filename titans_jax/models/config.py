@@ -49,6 +49,8 @@ class TitansConfig:
       On text 1 was seen to help (MAC's memory above all, which may grow without
       it); where few tokens must be written strongly it is in the way.
     normalize_values: RMS-normalises the memory's values.
+    read_before_write: whether a token reads the memory that the tokens before it
+      have left, instead of that with itself in it (v1 equation 15).
     conv_size: taps of the memory's convolutions; 0: none.
     rope_theta: base of the rotary frequencies.
     tie_embeddings: whether the output projection is the embedding's transpose.
@@ -83,6 +85,7 @@ class TitansConfig:
   forget_bias: float = -6.0
   max_grad_norm: float | None = None
   normalize_values: bool = True
+  read_before_write: bool = False
   conv_size: int = 4
   rope_theta: float = 10_000.0
   tie_embeddings: bool = True

@@ -107,8 +107,9 @@ class Forecaster(nn.Module):
     x = jnp.swapaxes(x, 1, 2).reshape(batch * channels, length)
     patches = x.reshape(batch * channels, -1, self.patch_length)
     tokens = self.patch(patches) + self.place
-    read = self.final_norm(blocks.read_fresh(self.blocks, tokens, self.config))
-    y = self.trend(x) + self.head(read.reshape(batch * channels, -1))
+    read, _ = blocks.read_fresh(self.blocks, tokens, self.config)
+    read = self.final_norm(read).reshape(batch * channels, -1)
+    y = self.trend(x) + self.head(read)
     y = jnp.swapaxes(y.reshape(batch, channels, self.horizon), 1, 2)
     return (y + season[:, length:]) * deviation + mean
 

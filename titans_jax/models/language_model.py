@@ -120,10 +120,8 @@ class TitansLM(nn.Module):
       document_ids: as in `__call__`.
       update_memory: as in `__call__`.
       z_loss: weight of the mean of log(Z)**2, which keeps logits from drifting.
-      memory_cost: weight of what the memories write, the gauge `effort`, plus
-        what of their contents T tokens forget, T times the gauge `forget`, each
-        its mean over blocks. In a short text neither is in the way, nor a
-        momentum that goes on writing; in a long one they are.
+      memory_cost: weight of what the memories write and forget, as
+        `Gauges.cost` has it.
 
     Returns:
       The loss, nats per token (plus what the weights add);
@@ -156,8 +154,7 @@ class TitansLM(nn.Module):
     }
     loss = total * scale + z_loss * log_z2 * scale
     if memory_cost and gauges is not None:
-      forgotten = tokens.shape[1] * gauges.forget
-      loss += memory_cost * jnp.mean(gauges.effort + forgotten)
+      loss += memory_cost * gauges.cost(tokens.shape[1])
     return loss, metrics, state
 
   def score(

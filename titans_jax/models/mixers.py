@@ -41,6 +41,7 @@ def neural_memory(config: TitansConfig) -> neural_memory_lib.NeuralMemory:
       forget_bias=config.forget_bias,
       max_grad_norm=config.max_grad_norm,
       normalize_values=config.normalize_values,
+      read_before_write=config.read_before_write,
       conv_size=config.conv_size,
       checkpoint_every=config.checkpoint_every,
       implementation=config.implementation,

@@ -142,7 +142,7 @@ class TrainConfig:
     accumulation: microbatches whose gradients make one step.
     z_loss: weight of the mean of log(Z)**2.
     memory_cost: weight of what the memories write without need and forget, as
-      `TitansLM.loss` has it. What was written is then found again in texts far
+      `Gauges.cost` has it. What was written is then found again in texts far
       longer than those of the training.
     log_every: steps between rows of metrics.
     eval_every: steps between evaluations on the held-out text.
