@@ -9,6 +9,7 @@ import pathlib
 from typing import Any, Callable, NamedTuple, Sequence
 
 from titans_jax import files
+from titans_jax.models import config as model_config
 from titans_jax.training import config as config_lib
 
 from . import _flags
@@ -124,6 +125,8 @@ class Results:
           " --workdir."
       )
     old, new = _flat(before["settings"]), _flat(self.settings)
+    for name in new:
+      old.setdefault(name, _default(name))
     changed = [
         f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
         for name in sorted(old | new)
@@ -169,6 +172,17 @@ def config_settings(values, *skipped: str) -> dict[str, Any]:
       for path, value in _flat(values.to_dict()).items()
       if path not in free and path.split(".")[0] not in free
   }
+
+
+def _default(path: str) -> Any:
+  """Returns what a field was before there was such a field: its default."""
+  *_, section, name = ["", *path.split(".")]
+  sections = {
+      "model": model_config.TitansConfig,
+      "optimizer": config_lib.OptimizerConfig,
+      "train": config_lib.TrainConfig,
+  }
+  return getattr(sections.get(section), name, None)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
