@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import pathlib
 import time
+from typing import Any
 
 from absl import app
 from absl import flags
@@ -81,7 +82,7 @@ def main(argv) -> None:
     if _TASKS.value is None:
       results = _on_text(trained)
     else:
-      results = _on_tasks(trained)
+      results = _on_tasks(trained, _TASKS.value)
     results.print_tables()
 
 
@@ -139,7 +140,9 @@ def _on_text(trained: _checkpoint.Trained) -> _results.Results:
   return results
 
 
-def _on_tasks(trained: _checkpoint.Trained) -> _results.Results:
+def _on_tasks(
+    trained: _checkpoint.Trained, names: list[str]
+) -> _results.Results:
   """Answers --tasks."""
   try:
     from titans_jax.evaluation import harness  # pylint: disable=g-import-not-at-top
@@ -158,7 +161,15 @@ def _on_tasks(trained: _checkpoint.Trained) -> _results.Results:
       _task_tables,
       {"table_1": _paper.LANGUAGE},
   )
-  tasks = harness.make_tasks(_TASKS.value, _DATA_DIR.value)
+  data = {name: _versions(name) for name in names}
+  for model, row in results.models.items():
+    for name in set(data) & set(row["tasks"]):
+      if row["data"][name] != data[name]:
+        raise ValueError(
+            f"--workdir={_WORKDIR.value} has {name} of {model} on other data than"
+            f" --data_dir={_DATA_DIR.value} holds now: give another --workdir."
+        )
+  tasks = harness.make_tasks(names, _DATA_DIR.value)
   model = harness.HarnessModel(
       *trained[:3],
       batch_size=_BATCH_SIZE.value,
@@ -175,10 +186,19 @@ def _on_tasks(trained: _checkpoint.Trained) -> _results.Results:
   }
   row = results.models.get(_name(), {})
   if any(row.get(key) != value for key, value in whose.items()):
-    row = results.models[_name()] = whose | {"tasks": {}}
+    row = results.models[_name()] = whose | {"tasks": {}, "data": {}}
   row["tasks"].update(found)
+  row["data"].update(data)
   results.write()
   return results
+
+
+def _versions(task: str) -> list[list[Any]] | None:
+  """Returns what tells whether a task's data in --data_dir have changed."""
+  if _DATA_DIR.value is None:
+    return None
+  files = sorted((pathlib.Path(_DATA_DIR.value) / task).glob("*.jsonl"))
+  return [sources.version("", file) for file in files]
 
 
 def _length(trained: _checkpoint.Trained) -> int:

@@ -376,6 +376,12 @@ class GenerateTest(parameterized.TestCase):
       processes.assert_refused(
           self, processes.run("evaluate", *arguments), "--text or --tasks"
       )
+      (data / "test.jsonl").write_text('{"text": "one two four"}\n')
+      processes.assert_refused(
+          self,
+          processes.run("evaluate", *arguments, "--tasks=lambada_openai"),
+          "has lambada_openai of exported on other data",
+      )
 
   @parameterized.parameters(
       ((), "Give --prompt or --prompt_file"),
