@@ -5,9 +5,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import pathlib
 import sys
+import time
+from typing import Callable
 
 from absl import flags
 import jax
@@ -21,6 +24,8 @@ from titans_jax.parallel import distributed
 flags.disclaim_key_flags()
 
 start = command_line.start
+
+_SECONDS_BETWEEN_LINES = 15.0
 
 _CONFIGS = pathlib.Path(__file__).parent / "configs"
 
@@ -100,6 +105,30 @@ def local_folder(flag: str, path: str) -> pathlib.Path:
   if files.is_remote(path):
     raise ValueError(f"--{flag}={path} must be a local folder.")
   return pathlib.Path(path)
+
+
+def progress(total: int | None = None) -> Callable[[int], None]:
+  """Returns what shows how many tokens were read: a bar on a terminal, a line now
+  and then elsewhere.
+
+  Args:
+    total: tokens that there are, if that is known.
+  """
+  if sys.stderr.isatty() and importlib.util.find_spec("tqdm"):
+    import tqdm  # pylint: disable=g-import-not-at-top
+
+    bar = tqdm.tqdm(total=total, unit="token", unit_scale=True)
+    return lambda count: bar.update(count - bar.n)
+  said = time.monotonic()
+
+  def say(count: int) -> None:
+    nonlocal said
+    if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
+      said = time.monotonic()
+      of = f" of {total:,}" if total else ""
+      print(f"{count:,}{of} tokens", file=sys.stderr, flush=True)
+
+  return say
 
 
 def module(name: str) -> str:

@@ -125,6 +125,7 @@ def _on_text(trained: _checkpoint.Trained) -> _results.Results:
       length=length,
       batch_size=_BATCH_SIZE.value,
       max_tokens=_MAX_TOKENS.value,
+      progress=_flags.progress(_MAX_TOKENS.value),
   )
   results.models[_name()] = {
       "step": trained.step,

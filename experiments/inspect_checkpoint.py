@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import sys
 
 from absl import app
 from absl import flags
@@ -106,16 +105,12 @@ def _write_page(
   """Reads --text and writes what was seen."""
   text = next(iter(sources.documents(_TEXT.value)), b"")
   ids = np.asarray(trained.tokenizer.encode(text))[: _MAX_TOKENS.value]
-
-  def progress(count: int) -> None:
-    print(f"{count:,} of {len(ids) + 1:,} tokens", file=sys.stderr)
-
   trace = inspection.trace(
       trained.model,
       trained.variables,
       trained.tokenizer,
       ids,
-      progress=progress,
+      progress=_flags.progress(len(ids) + 1),
   )
   name = pathlib.Path(_CHECKPOINT.value).resolve().name
   title = f"{name} ({trained.model.config.variant}) reads {_TEXT.value}"

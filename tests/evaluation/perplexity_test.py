@@ -39,9 +39,18 @@ class ScoreTextTest(parameterized.TestCase):
     )
     texts = [b"one two three four five six", b"", b"seven"]
     tokenizer = tokenizers.ByteTokenizer()
+    seen = []
     scores = perplexity.score_text(
-        model, variables, tokenizer, texts, length=12, batch_size=2
+        model,
+        variables,
+        tokenizer,
+        texts,
+        length=12,
+        batch_size=2,
+        progress=seen.append,
     )
+    self.assertEqual(seen, sorted(seen))
+    self.assertEqual(seen[-1], scores.count.sum())
     apply = jax.jit(model.apply)
     nats, correct, count = np.zeros(12), 0, np.zeros(12, int)
     for text in texts:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import Any, Iterable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -76,6 +76,7 @@ def score_text(
     length: int,
     batch_size: int,
     max_tokens: int | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Scores:
   """Returns what a model gives texts.
 
@@ -87,6 +88,7 @@ def score_text(
     length: tokens that a window's last one has before it.
     batch_size: windows at a time.
     max_tokens: of the text to score, from its beginning; None: all.
+    progress: is told how many tokens have been scored, now and then.
 
   Raises:
     ValueError: there is no text, a window is longer than full attention holds,
@@ -122,6 +124,8 @@ def score_text(
       scores.nats[here] -= log_probs
       scores.correct[here] += correct
       scores.count[here] += 1
+    if progress is not None:
+      progress(int(scores.count.sum()))
   if not scores.text_bytes:
     raise ValueError("There is no text to score.")
   return scores
