@@ -103,7 +103,7 @@ class TrainingTest(parameterized.TestCase):
     losses, _ = _train(config, _MIXED, 8)
     np.testing.assert_allclose(losses, expected, atol=1e-5)
 
-  @pytest.mark.slow
+  @pytest.mark.exhaustive
   def test_state_carried_from_step_to_step(self):
     config = _config("lmm")
     one, mixed = (
