@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layers and the model as Flax NNX modules.
 
+In use::
+
     from titans_jax import nnx as titans_nnx
 
     memory = titans_nnx.NeuralMemory(

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Known learning rules as cases of the memory's (v1 section 3.1, appendix C).
 
-Each function returns what `memory.init_state` and `memory.scan` take:
+Each function returns what `memory.init_state` and `memory.scan` take::
 
     case = special_cases.gated_delta_rule(values, alpha, beta)
     state = memory.init_state(case.net, weights, batch_size=B,
