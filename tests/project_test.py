@@ -6,6 +6,7 @@ import ast
 import configparser
 import glob
 import pathlib
+import re
 import sys
 import types
 
