@@ -11,6 +11,8 @@ import pkgutil
 import runpy
 import sys
 
+_HELP = ("help", "-h", "--help", "--helpshort", "--helpfull")
+
 
 def names() -> list[str]:
   """Returns the experiments' names."""
@@ -30,13 +32,19 @@ def summary(name: str) -> str:
 def main() -> None:
   """Runs `titans NAME [flags]`; without a name, lists the names."""
   known = names()
-  if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
+  if len(sys.argv) < 2 or sys.argv[1] in _HELP:
     width = max(map(len, known))
     print("titans NAME [flags]; titans NAME --help has the flags.\n")
     for name in known:
       print(f"  {name:<{width}}  {summary(name)}")
     return
   name = sys.argv.pop(1)
+  if name.startswith("-"):
+    print(
+        f"Error: titans {name}: flags stand behind the name, titans NAME {name}.",
+        file=sys.stderr,
+    )
+    sys.exit(1)
   if name not in known:
     close = difflib.get_close_matches(name, known, 1)
     hint = f" Did you mean {close[0]}?" if close else ""

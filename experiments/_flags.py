@@ -10,7 +10,7 @@ import os
 import pathlib
 import sys
 import time
-from typing import Callable
+from typing import Callable, Iterator
 
 from absl import flags
 import jax
@@ -107,8 +107,9 @@ def local_folder(flag: str, path: str) -> pathlib.Path:
   return pathlib.Path(path)
 
 
-def progress(total: int | None = None) -> Callable[[int], None]:
-  """Returns what shows how many tokens were read: a bar on a terminal, a line now
+@contextlib.contextmanager
+def progress(total: int | None = None) -> Iterator[Callable[[int], None]]:
+  """Yields what shows how many tokens were read: a bar on a terminal, a line now
   and then elsewhere.
 
   Args:
@@ -117,8 +118,9 @@ def progress(total: int | None = None) -> Callable[[int], None]:
   if sys.stderr.isatty() and importlib.util.find_spec("tqdm"):
     import tqdm  # pylint: disable=g-import-not-at-top
 
-    bar = tqdm.tqdm(total=total, unit="token", unit_scale=True)
-    return lambda count: bar.update(count - bar.n)
+    with tqdm.tqdm(total=total, unit="token", unit_scale=True) as bar:
+      yield lambda count: bar.update(count - bar.n)
+    return
   said = time.monotonic()
 
   def say(count: int) -> None:
@@ -128,7 +130,7 @@ def progress(total: int | None = None) -> Callable[[int], None]:
       of = f" of {total:,}" if total else ""
       print(f"{count:,}{of} tokens", file=sys.stderr, flush=True)
 
-  return say
+  yield say
 
 
 def module(name: str) -> str:

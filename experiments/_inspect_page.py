@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from typing import Sequence
 
 import numpy as np
@@ -111,10 +112,8 @@ def page(
       # Nothing in a text may end the script element.
       "DATA": json.dumps(data).replace("<", "\\u003c"),
   }
-  result = _TEMPLATE
-  for name, value in content.items():
-    result = result.replace(f"@{name}@", value)
-  return result
+  # In one pass: what is put in may look like a place.
+  return re.sub("@([A-Z]+)@", lambda place: content[place[1]], _TEMPLATE)
 
 
 def _rounded(values: np.ndarray) -> list[list[float | None]]:
@@ -199,13 +198,15 @@ for (const [key, value] of new URLSearchParams(location.hash.slice(1))) {
 if (!data.measures.some(m => m.name === show.measure)) {
   show.measure = "surprise";
 }
-if (!(show.block >= 0 && show.block < data.blocks)) show.block = "mean";
+const index = (text, size) => /^\\d+$/.test(text) && Number(text) < size;
+if (!index(show.block, data.blocks)) show.block = "mean";
+if (!index(show.token, count)) show.token = null;
 
 function series(measure) {
   const rows = measure.values;
   if (rows.length === 1) return rows[0];
   if (show.block !== "mean") return rows[show.block];
-  return rows[0].map((_, t) =>
+  return rows[0].map((_, t) => rows.some(row => row[t] === null) ? null :
     rows.reduce((sum, row) => sum + row[t], 0) / rows.length);
 }
 const digits = x => x === null ? "not finite" : Number(x.toPrecision(3));
@@ -287,9 +288,7 @@ function draw() {
   get("least").textContent =
     `${digits(least)} to ${digits(most)} ${measure.unit}`;
   get("most").textContent = `${count} tokens`;
-  if (show.token >= 0 && show.token < count && show.token !== null) {
-    point(Number(show.token));
-  }
+  if (show.token !== null) point(Number(show.token));
   const parts = Object.entries(show).filter(([, value]) => value !== null);
   history.replaceState(null, "", "#" + new URLSearchParams(parts));
 }
@@ -299,6 +298,9 @@ get("chart").onmousemove = event => {
   point(Math.min(Math.max(t, 0), count - 1));
 };
 draw();
+if (show.token !== null) {
+  spans[show.token].scrollIntoView({ block: "center" });
+}
 </script>
 </body>
 </html>

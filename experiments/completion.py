@@ -26,18 +26,32 @@ from . import _flags
 _SCRIPT = """\
 # titans_jax, made by `titans completion`.
 _titans() {
-  local word=${COMP_WORDS[COMP_CWORD]} words=
-  case ${COMP_WORDS[COMP_CWORD-1]}$word in
-    *=*) COMPREPLY=($(compgen -f -- "${word#=}")); return;;
-  esac
-  case ${1##*/}:${COMP_WORDS[1]} in
+  local word="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}"
+  local words= start= IFS=$' \\t\\n'
+  COMPREPLY=()
+  # Values are files. bash takes the sign for a word, zsh leaves it in one.
+  case "$before $word" in
+    *\\ --*=*) start="${word%%=*}="; word="${word#*=}";;
+    =\\ *) ;;
+    *\\ =) word=;;
+    *)
+      case ${1##*/}:${COMP_WORDS[1]} in
 @CASES@
+      esac
+      if [[ ${1##*/} == titans && $COMP_CWORD == 1 ]]; then
+        words="@NAMES@"
+      fi
+      COMPREPLY=($(compgen -W "$words" -- "$word"))
+      return;;
   esac
-  [[ ${1##*/} == titans && $COMP_CWORD == 1 ]] && words="@NAMES@"
-  COMPREPLY=($(compgen -W "$words" -- "$word"))
-  if [[ ${COMPREPLY[0]} == *= ]]; then compopt -o nospace 2>/dev/null; fi
+  IFS=$'\\n'
+  local file
+  for file in $(compgen -f -- "$word"); do
+    if [[ -d $file ]]; then file="$file/"; fi
+    COMPREPLY+=("$start$file")
+  done
 }
-complete -F _titans titans titans-pretrain titans-inspect
+complete -o nospace -F _titans titans titans-pretrain titans-inspect
 """
 
 # Console scripts of one experiment.
@@ -57,7 +71,7 @@ def main(argv) -> None:
     if name in _ALONE:
       patterns.append(f"{_ALONE[name]}:*")
     words = " ".join(_words(flags_of(name)))
-    cases.append(f'    {"|".join(patterns)}) words="{words}";;')
+    cases.append(f'        {"|".join(patterns)}) words="{words}";;')
   script = _SCRIPT.replace("@CASES@", "\n".join(cases))
   print(script.replace("@NAMES@", " ".join(_console.names())), end="")
 

@@ -117,16 +117,17 @@ def _on_text(trained: _checkpoint.Trained) -> _results.Results:
       },
       _text_tables,
   )
-  scores = perplexity.score_text(
-      trained.model,
-      trained.variables,
-      trained.tokenizer,
-      sources.documents(_TEXT.value),
-      length=length,
-      batch_size=_BATCH_SIZE.value,
-      max_tokens=_MAX_TOKENS.value,
-      progress=_flags.progress(_MAX_TOKENS.value),
-  )
+  with _flags.progress(_MAX_TOKENS.value) as progress:
+    scores = perplexity.score_text(
+        trained.model,
+        trained.variables,
+        trained.tokenizer,
+        sources.documents(_TEXT.value),
+        length=length,
+        batch_size=_BATCH_SIZE.value,
+        max_tokens=_MAX_TOKENS.value,
+        progress=progress,
+    )
   results.models[_name()] = {
       "step": trained.step,
       "perplexity": scores.perplexity,
@@ -165,7 +166,7 @@ def _on_tasks(
   data = {name: _versions(name) for name in names}
   for model, row in results.models.items():
     for name in set(data) & set(row["tasks"]):
-      if row["data"][name] != data[name]:
+      if row.get("data", {}).get(name) != data[name]:
         raise ValueError(
             f"--workdir={_WORKDIR.value} has {name} of {model} on other data than"
             f" --data_dir={_DATA_DIR.value} holds now: give another --workdir."
@@ -189,7 +190,7 @@ def _on_tasks(
   if any(row.get(key) != value for key, value in whose.items()):
     row = results.models[_name()] = whose | {"tasks": {}, "data": {}}
   row["tasks"].update(found)
-  row["data"].update(data)
+  row.setdefault("data", {}).update(data)
   results.write()
   return results
 

@@ -67,6 +67,8 @@ def _output() -> pathlib.Path | None:
   output = _flags.local_folder("output", _OUTPUT.value)
   if output.suffix != ".html":
     raise ValueError(f"--output={_OUTPUT.value} must end in .html.")
+  if output.is_dir():
+    raise ValueError(f"--output={_OUTPUT.value} is a folder.")
   return output
 
 
@@ -97,21 +99,39 @@ def _about(trained: _checkpoint.Trained) -> list[tuple[str, str]]:
   return rows
 
 
+def _text() -> bytes:
+  """Returns the first document of --text that is not empty."""
+  try:
+    for text in sources.documents(_TEXT.value):
+      if text:
+        return text
+  except ValueError as error:
+    raise ValueError(f"--text={_TEXT.value}: {error}") from error
+  raise ValueError(f"--text={_TEXT.value} holds no text.")
+
+
 def _write_page(
     trained: _checkpoint.Trained,
     about: list[tuple[str, str]],
     output: pathlib.Path,
 ) -> None:
   """Reads --text and writes what was seen."""
-  text = next(iter(sources.documents(_TEXT.value)), b"")
-  ids = np.asarray(trained.tokenizer.encode(text))[: _MAX_TOKENS.value]
-  trace = inspection.trace(
-      trained.model,
-      trained.variables,
-      trained.tokenizer,
-      ids,
-      progress=_flags.progress(len(ids) + 1),
-  )
+  if trained.model.config.variant == "transformer":
+    raise ValueError(
+        f"--checkpoint={_CHECKPOINT.value} has no memory to watch: without --text"
+        " it is described."
+    )
+  limit = _MAX_TOKENS.value
+  # No more is tokenised than is sure to be enough.
+  ids = np.asarray(trained.tokenizer.encode(_text()[: 100 * limit]))[:limit]
+  with _flags.progress(len(ids)) as progress:
+    trace = inspection.trace(
+        trained.model,
+        trained.variables,
+        trained.tokenizer,
+        ids,
+        progress=progress,
+    )
   name = pathlib.Path(_CHECKPOINT.value).resolve().name
   title = f"{name} ({trained.model.config.variant}) reads {_TEXT.value}"
   output.parent.mkdir(parents=True, exist_ok=True)

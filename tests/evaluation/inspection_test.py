@@ -31,7 +31,7 @@ class TraceTest(parameterized.TestCase):
     found = inspection.trace(
         model, variables, tokenizer, ids, progress=seen.append
     )
-    self.assertEqual(seen, [128, len(ids) + 1])
+    self.assertEqual(seen, [127, len(ids)])
 
     @jax.jit
     def read(variables):
@@ -65,6 +65,27 @@ class TraceTest(parameterized.TestCase):
           total / (len(ids) + 1), getattr(gauges, name), rtol=1e-4
       )
 
+  def test_what_is_written_later_stands_at_its_token(self):
+    config = titans.presets.tiny(
+        variant="lmm",
+        num_layers=1,
+        vocab_size=257,
+        conv_size=0,
+        read_before_write=True,
+    )
+    model = titans.TitansLM(config)
+    variables = jax.jit(model.init)(jax.random.key(0), **model.init_inputs())
+    tokenizer = tokenizers.ByteTokenizer()
+    gates = [
+        inspection.trace(
+            model, variables, tokenizer, tokenizer.encode(text)
+        ).forget[:, 0]
+        for text in (b"abcdef", b"abXdef")
+    ]
+    self.assertLen(gates[0], 6)
+    changed = np.flatnonzero(np.abs(gates[0] - gates[1]) > 1e-9)
+    np.testing.assert_array_equal(changed, [2])
+
   def test_refuses_what_has_nothing_to_watch(self):
     tokenizer = tokenizers.ByteTokenizer()
     without = titans.TitansLM(
@@ -77,12 +98,39 @@ class TraceTest(parameterized.TestCase):
       inspection.trace(model, {}, tokenizer, np.zeros(0, np.int32))
 
 
+class ReplacingTokenizer(tokenizers.ByteTokenizer):
+  """Decodes as byte fallback does: parts of characters are replaced."""
+
+  def decode(self, ids):
+    return super().decode(ids).decode(errors="replace").encode()
+
+
 class PiecesTest(parameterized.TestCase):
 
-  @parameterized.parameters("plain", "zwölf", "€ and 🙂!", "é")
-  def test_make_the_text(self, text):
-    tokenizer = tokenizers.ByteTokenizer()
+  @parameterized.product(
+      text=(
+          "plain",
+          "zwölf",
+          "€ and 🙂!",
+          "é",
+          "日本語",
+          "🙂é🙂",
+          "a real \ufffd one",
+          "ab\ufffd",
+      ),
+      tokenizer=(tokenizers.ByteTokenizer(), ReplacingTokenizer()),
+  )
+  def test_make_the_text(self, text, tokenizer):
     ids = tokenizer.encode(text.encode())
     found = inspection.pieces(tokenizer, ids)
     self.assertLen(found, len(ids))
     self.assertEqual("".join(found), text)
+    if "\ufffd" not in text:  # A character is its last token's.
+      ends = np.cumsum([len(c.encode()) for c in text]) - 1
+      self.assertEqual([found[end] for end in ends], list(text))
+
+  def test_bytes_that_are_no_text(self):
+    tokenizer = tokenizers.ByteTokenizer()
+    text = b"\xff\xe6\x97\xa5 \xe6\x97"
+    found = inspection.pieces(tokenizer, tokenizer.encode(text))
+    self.assertEqual("".join(found), text.decode(errors="replace"))

@@ -40,6 +40,11 @@ class ConsoleTest(absltest.TestCase):
     process = script("titans", "evalute", "--text=x")
     processes.assert_refused(self, process, "Did you mean evaluate?")
 
+  def test_flags_stand_behind_the_name(self):
+    processes.assert_refused(
+        self, script("titans", "--workdir=x", "pretrain"), "behind the name"
+    )
+
   def test_help_has_text_and_flags(self):
     process = script("titans-pretrain", "--help")
     for part in ("Pretrains a language model", "--config:", "--workdir:"):
@@ -62,6 +67,7 @@ class CompletionTest(absltest.TestCase):
     super().setUpClass()
     cls.path = processes.folder(cls) / "completion"
     process = processes.run("completion")
+    assert process.returncode == 0, process.stderr
     cls.path.write_text(process.stdout)
 
   def complete(self, *words):
@@ -70,7 +76,7 @@ class CompletionTest(absltest.TestCase):
         source {self.path}
         COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
         _titans "$1"
-        printf '%s\\n' "${{COMPREPLY[@]}}"
+        [[ $COMPREPLY ]] && printf '%s\\n' "${{COMPREPLY[@]}}"; true
     """
     process = subprocess.run(
         ["bash", "-c", program, "bash", *words],
@@ -79,7 +85,7 @@ class CompletionTest(absltest.TestCase):
         encoding="utf-8",
         check=True,
     )
-    return process.stdout.split()
+    return process.stdout.splitlines()
 
   def test_completes_names_flags_fields_and_files(self):
     self.assertEqual(
@@ -101,6 +107,16 @@ class CompletionTest(absltest.TestCase):
         self.complete("titans", "stream", "--no"), ["--noupdate_memory"]
     )
     self.assertEqual(self.complete("titans", "stream", "--nothing"), [])
+    # As zsh has the words, which does not cut them at the sign; a folder
+    self.assertEqual(
+        self.complete("titans", "stream", "--input=docs/note"),
+        ["--input=docs/notebooks/"],
+    )
+    (self.path.parent / "two words").touch()
+    self.assertEqual(
+        self.complete("titans-inspect", "--text", "=", f"{self.path.parent}/t"),
+        [f"{self.path.parent}/two words"],
+    )
 
 
 if __name__ == "__main__":

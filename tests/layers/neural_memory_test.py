@@ -156,6 +156,10 @@ class NeuralMemoryTest(parameterized.TestCase):
   @parameterized.parameters(
       ({"forget": "chanel"}, "forget must be one of .*'chanel'"),
       ({"checkpoint_every": 0}, "checkpoint_every must be at least 1"),
+      (
+          {"read_before_write": True, "gates_per_chunk": True},
+          "read_before_write and gates_per_chunk exclude each other",
+      ),
       ({"implementation": "reference"}, "implementation must be one of"),
   )
   def test_bad_options(self, options, message):

@@ -59,11 +59,15 @@ class MetricsTest(absltest.TestCase):
         writer = metrics.MetricWriter(
             self.workdir,
             resume_step=first - 1,
-            wandb_project="of_this_test",
-            config={"model": {"variant": "mac"}},
+            wandb={
+                "project": "of_this_test",
+                "dir": str(self.workdir),
+                "config": {"model": {"variant": "mac"}},
+            },
         )
         writer.write(first, {"loss": 0.123 * first})
         writer.close()
+        time.sleep(1.1)  # Its files are named by the second.
     paths = list(self.workdir.rglob("*.wandb"))
     self.assertLen(paths, 2)
     name = (self.workdir / metrics.WANDB_RUN).read_bytes()
@@ -88,9 +92,12 @@ class MetricsTest(absltest.TestCase):
     self.need_wandb()
     program = (
         "from titans_jax.training import metrics;"
-        f" metrics.MetricWriter({str(self.workdir)!r}, wandb_project='p')"
+        f" metrics.MetricWriter({str(self.workdir)!r}, wandb={{'project': 'p'}})"
     )
-    environment = os.environ | {"HOME": str(self.workdir)}
+    environment = os.environ | {
+        "HOME": str(self.workdir),
+        "WANDB_MODE": "online",
+    }
     environment.pop("WANDB_API_KEY", None)
     process = subprocess.run(
         [sys.executable, "-c", program],

@@ -8,6 +8,7 @@ read it; the gauges of a call are then those of one token.
 
 from __future__ import annotations
 
+import codecs
 import functools
 from typing import Any, Callable, NamedTuple
 
@@ -17,6 +18,8 @@ import numpy as np
 from titans_jax import tokenizers
 from titans_jax.inference import generation
 from titans_jax.models import language_model
+
+_REPLACEMENT = "\ufffd".encode()
 
 # Tokens of one compiled call.
 _PIECE = 128
@@ -77,9 +80,12 @@ def trace(
     raise ValueError("There is no text to read.")
   model.check_tokens(np.asarray(ids)[None])
   states = (generation.init_state(model, variables, 1),) * 2
-  tokens = np.concatenate([[tokenizer.document_token], ids]).astype(np.int32)
+  # What a token does is seen at its place, or where it is written one later.
+  late = int(model.config.read_before_write)
+  ends = [tokenizer.document_token]
+  tokens = np.concatenate([ends, ids, ends * late]).astype(np.int32)
   # What is read last has nothing behind it; its own prediction is left out.
-  targets = np.append(ids, 0).astype(np.int32)
+  targets = np.append(tokens[1:], 0)
   parts = []
   for start in range(0, len(tokens), _PIECE):
     here = slice(start, start + _PIECE)
@@ -91,12 +97,12 @@ def trace(
     seen, states = _read(model, variables, tokens_here, targets_here, states)
     parts.append({name: np.asarray(x)[:count] for name, x in seen.items()})
     if progress is not None:
-      progress(start + count)
+      progress(min(start + count - 1, len(ids)))
   whole = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
   # A token's log p is seen where the token before it is read.
   return Trace(
       **{
-          name: x[:-1] if name.startswith("log_prob") else x[1:]
+          name: x[: len(ids)] if name.startswith("log_prob") else x[1 + late :]
           for name, x in whole.items()
       }
   )
@@ -107,15 +113,23 @@ def pieces(tokenizer: tokenizers.Tokenizer, ids: np.ndarray) -> list[str]:
 
   A character of several tokens is its last one's; those before have none.
   """
+  decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
   found = []
-  for i in range(len(ids)):
-    first = max(0, i - 4)  # No character has more bytes.
-    before, text = (
-        tokenizer.decode(ids[first:end]).decode(errors="replace")
-        for end in (i, i + 1)
-    )
-    whole = not text.endswith("\ufffd")
-    found.append(text[len(before.rstrip("\ufffd")) :] if whole else "")
+  # What is decoded together: from the tokens before the last place at which all
+  # characters were whole, for some tokens begin with a space in a text only.
+  context = whole = sent = 0
+  for end in range(1, len(ids) + 1):
+    before = len(tokenizer.decode(ids[context:whole]))
+    text = tokenizer.decode(ids[context:end])[before:]
+    shown = text
+    if end < len(ids) and end - whole < 4:  # No character has more bytes.
+      # What a part of a character becomes, unless the text is whole with it.
+      while shown.endswith(_REPLACEMENT):
+        shown = shown.removesuffix(_REPLACEMENT)
+    found.append(decoder.decode(shown[sent:], final=end == len(ids)))
+    sent = len(shown)
+    if shown == text:
+      context, whole, sent = whole, end, 0
   return found
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from titans_jax import files
 from titans_jax.models import checksums
+from titans_jax.models import config as model_config
 from titans_jax.models import language_model
 from titans_jax.models import states
 
@@ -130,8 +131,12 @@ def _about(model, variables) -> dict[str, Any]:
 
 
 def _check(saved, here, path) -> None:
+  # A field that there was not yet had its default.
+  fields = dataclasses.fields(model_config.TitansConfig)
+  defaults = {field.name: field.default for field in fields}
   for name in sorted(set(saved["model"]) | set(here["model"])):
-    there, wanted = (x["model"].get(name) for x in (saved, here))
+    there = saved["model"].get(name, defaults.get(name))
+    wanted = here["model"].get(name)
     if there != wanted:
       raise ValueError(
           f"{path} is the state of another model: its {name} is {there!r}, this"

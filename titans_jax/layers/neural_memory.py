@@ -42,13 +42,14 @@ class WriteState(NamedTuple):
   Attributes:
     key: convolution state of the keys (None without).
     value: that of the values.
-    delay: the token that is written with the next one, and whether it is; None
-      where every token is written before it reads.
+    delay: the last token, which is written with the next one, and whether it is:
+      states of its input and of a number, 1 or 0; None where every token is
+      written before it reads.
   """
 
   key: ConvolutionState | None
   value: ConvolutionState | None
-  delay: ConvolutionState | None
+  delay: tuple[ConvolutionState, ConvolutionState] | None
 
 
 class NeuralMemoryState(NamedTuple):
@@ -136,7 +137,10 @@ class NeuralMemory(nn.Module):
     normalize_values: RMS-normalises v.
     read_before_write: a token reads W_{t-1}, what the tokens before it have left,
       instead of W_t (v1 equation 15): it is written with the token behind it,
-      which is one place later in its chunk.
+      which is one place later in its chunk, also where that one is read without
+      learning. The last token of a call is not in the state's weights yet, nor
+      that of a segment in what MAC recalls in the next. Not with
+      gates_per_chunk: a document's first place has no token to take gates from.
     conv_size: taps of the convolutions on q, k and v; 0: none.
     checkpoint_every: chunks per group of the backward pass, or None.
     implementation: of the scan over chunks, as in `memory.scan`: "auto", "xla"
@@ -172,6 +176,12 @@ class NeuralMemory(nn.Module):
       products.check_dtype(dtype)
     if self.forget not in FORGET:
       raise ValueError(f"forget must be one of {FORGET}, got {self.forget!r}.")
+    if self.read_before_write and self.gates_per_chunk:
+      raise ValueError(
+          "read_before_write and gates_per_chunk exclude each other: nothing is"
+          " written at a document's first place, so that there are no gates to"
+          " hold."
+      )
     if self.checkpoint_every is not None and self.checkpoint_every < 1:
       raise ValueError(
           "checkpoint_every must be at least 1, or None, got"
@@ -308,7 +318,10 @@ class NeuralMemory(nn.Module):
     )
     delay = None
     if self.read_before_write:
-      delay = convolution.initial_state(2, self.model_dim + 1, self.dtype)
+      delay = (
+          convolution.initial_state(2, self.model_dim, self.dtype),
+          convolution.initial_state(2, 1, self.dtype),
+      )
     state = NeuralMemoryState(memory, query, WriteState(key, value, delay))
     if prefix is None or not prefix.shape[0]:
       return state, None
@@ -367,13 +380,15 @@ class NeuralMemory(nn.Module):
       written = jnp.zeros(x.shape[:2], bool)
     delay = None
     if state.delay is not None:
-      learns = jnp.full((*x.shape[:2], 1), update_memory, x.dtype)
-      (before, _), delay = convolution.taps(
-          jnp.concatenate([x, learns], axis=-1).astype(self.dtype),
-          state.delay,
-          layout,
+      learns = jnp.full((*x.shape[:2], 1), update_memory)
+      (x, _), of_input = convolution.taps(
+          x.astype(self.dtype), state.delay[0], layout
       )
-      x, written = before[..., :-1], before[..., -1] > 0
+      (learned, _), of_learns = convolution.taps(
+          learns.astype(self.dtype), state.delay[1], layout
+      )
+      delay = of_input, of_learns
+      written = learned[..., 0] > 0
     k, key = self._stream(self.key, self.key_conv, x, state.key, layout)
     v, value = self._stream(self.value, self.value_conv, x, state.value, layout)
     k = _l2_normalize(k)

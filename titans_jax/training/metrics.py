@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import sys
 from typing import Any
 import uuid
 
@@ -32,17 +33,15 @@ class MetricWriter:
       workdir: str | os.PathLike[str],
       *,
       resume_step: int = 0,
-      wandb_project: str | None = None,
-      config: dict[str, Any] | None = None,
+      wandb: dict[str, Any] | None = None,
   ):
     """Opens the files.
 
     Args:
       workdir: local folder.
       resume_step: rows past it are dropped.
-      wandb_project: of Weights & Biases, where the rows go too; None: nowhere.
-        What is there already stays: it passes over steps that it has.
-      config: of the run, for Weights & Biases.
+      wandb: arguments of `wandb.init`: the rows go to Weights & Biases too. What
+        is there already stays: it passes over steps that it has.
 
     Raises:
       ImportError: without the extra `train`, or `wandb`.
@@ -56,8 +55,8 @@ class MetricWriter:
       ) from error
     workdir = pathlib.Path(workdir)
     self._wandb = None
-    if wandb_project is not None:
-      self._wandb = _start_wandb(workdir, wandb_project, config)
+    if wandb is not None:
+      self._wandb = _start_wandb(workdir, wandb)
     self.path = workdir / "metrics.jsonl"
     rows = [row for row in read_metrics(workdir) if row["step"] <= resume_step]
     files.replace(self.path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -88,7 +87,8 @@ class MetricWriter:
     self._file.close()
     self._board.close()
     if self._wandb is not None:
-      self._wandb.finish()
+      failed = sys.exc_info()[0] is not None
+      self._wandb.finish(exit_code=int(failed))
       self._wandb = None
 
 
@@ -119,7 +119,7 @@ def make_writer(
   return MetricWriter(workdir, **options)
 
 
-def _start_wandb(workdir: pathlib.Path, project: str, config):
+def _start_wandb(workdir: pathlib.Path, arguments: dict[str, Any]):
   """Starts a run of Weights & Biases, or goes on with the workdir's."""
   try:
     import wandb  # pylint: disable=g-import-not-at-top
@@ -132,18 +132,11 @@ def _start_wandb(workdir: pathlib.Path, project: str, config):
   if not path.exists():
     files.replace(path, uuid.uuid4().hex)
   try:
-    return wandb.init(
-        project=project,
-        name=workdir.absolute().name,
-        id=path.read_text(),
-        dir=str(workdir),
-        config=config,
-        resume="allow",
-    )
+    return wandb.init(id=path.read_text(), resume="allow", **arguments)
   except wandb.errors.Error as error:
     raise OSError(
-        f"train.wandb_project={project}: {error} (WANDB_MODE=offline writes into"
-        " the workdir, for `wandb sync`.)"
+        f"train.wandb_project={arguments['project']}: {error}"
+        " (WANDB_MODE=offline writes files, for `wandb sync`.)"
     ) from error
 
 

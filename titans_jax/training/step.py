@@ -150,7 +150,7 @@ def _loss(params, batch, model_state, model, z_loss=0.0, memory_cost=0.0):
   loss, metrics, behind = model.apply(
       variables, **batch, **options, method="loss"
   )
-  # Of a language model without what the options add.
+  # Where there are options, without what they add.
   metrics["loss"] = metrics.pop("cross_entropy", loss)
   if model_state is None:
     behind = None  # What is returned is kept in memory.

@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from typing import Any, Callable, Iterator, NamedTuple
@@ -162,8 +163,7 @@ class _Loop:
     self.writer = metrics_lib.make_writer(
         self.folder.path,
         resume_step=self.first_step,
-        wandb_project=run.train.wandb_project,
-        config=run.to_dict(),
+        wandb=self._wandb(),
     )
     self.schedule = optimizer_lib.learning_rate(
         run.optimizer, run.train.num_steps
@@ -185,6 +185,21 @@ class _Loop:
     self.progress = _Progress(self.first_step, run.train.num_steps)
     # The step dispatched last, not waited for yet: its number and metrics.
     self.pending: tuple[int, Any] | None = None
+
+  def _wandb(self) -> dict[str, Any] | None:
+    """Returns the arguments of `wandb.init`; None: nothing goes there."""
+    project = self.run.train.wandb_project
+    if project is None:
+      return None
+    workdir = self.folder.workdir
+    is_local = not files.is_remote(workdir)
+    return {
+        "project": project,
+        "name": workdir.absolute().name if is_local else workdir.name,
+        # Files of its own, which a bucket has no use for.
+        "dir": str(workdir) if is_local else tempfile.gettempdir(),
+        "config": self.run.to_dict(),
+    }
 
   def run_until_done(self, stop: Callable[[int], bool]) -> Result:
     run, last = self.run, self.run.train.num_steps
