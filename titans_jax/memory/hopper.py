@@ -46,12 +46,15 @@ except ImportError:  # A jaxlib without it.
 Array = jax.Array
 Scan = Callable[..., Any]
 
+# Its error at most, as a multiple of what bfloat16 products cost `jax.lax.scan`.
+ROUNDING = 2
+
 # Rows of a `wgmma`.
 TILE = 64
-# Of shared memory that a block of threads may have.
-_SHARED_BYTES = 232_448
-_MOST_UNITS = 4 * TILE
-_REGISTERS = 65_536
+# The longest chunk by head dimension, with four hidden units a channel. The
+# compiler spills registers beyond.
+LONGEST_CHUNK = {16: 64, 32: 64, 48: 32, 64: 16}
+_BARRIERS = ("a chunk came", "gradients came", "the state came", "everyone")
 # Rows of the numbers per token of a chunk, in `_Chunks.tokens`.
 _BETA_2, _F_2, _G_2, _N_2, _BETA_1, _F_1, _G_1, _N_1 = range(8)
 
@@ -124,13 +127,20 @@ class _Shape:
 
   @property
   def tiles_per_group(self) -> int:
-    """Tiles that a warpgroup owns: two of 64 channels need the registers that
-    four warpgroups would not have."""
-    return 2 if self.width > 48 and self.tiles % 2 == 0 else 1
+    """Tiles that a warpgroup owns: four warpgroups would have too few registers
+    each for 64 channels."""
+    return 2 if self.width > 48 else 1
 
   @property
   def warpgroups(self) -> int:
     return self.tiles // self.tiles_per_group
+
+  @property
+  def shared_bytes(self) -> int:
+    """Shared memory of its buffers, each in whole KiB, and its barriers."""
+    buffers = jax.tree.leaves(_scratch(self))[: -len(_BARRIERS)]
+    sizes = [math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in buffers]
+    return sum(-(-size // 1024) * 1024 for size in sizes) + 8 * len(_BARRIERS)
 
 
 # ------------------------------------------------------------------------------
@@ -188,25 +198,24 @@ def why_not_rule(options, carry, constants) -> str | None:
 def why_not_shape(options, keys: tuple[int, ...]) -> str | None:
   """Returns why the kernel does not run on keys [B, H, N, b, D].
 
-  The shapes it takes are those that the compiler gives it registers for: it
-  spills with longer chunks.
+  It takes what the compiler has registers for.
   """
   chunk, width = keys[-2:]
   hidden = options.net.layer_shapes(width)[0][1]
   if options.dtype is None or jnp.dtype(options.dtype) != jnp.bfloat16:
     return "the kernel's products are of bfloat16"
-  if chunk != 16:
-    return f"the kernel takes chunks of 16 tokens, not of {chunk}"
-  if width % 16 or not 16 <= width <= TILE:
+  if width not in LONGEST_CHUNK:
     return (
-        "the kernel takes head dimensions that are multiples of 16 up to"
-        f" {TILE}, not {width}: the state of larger ones outgrows a"
-        " multiprocessor"
+        "the kernel takes head dimensions of"
+        f" {', '.join(map(str, LONGEST_CHUNK))}, not of {width}"
     )
-  if hidden % TILE or not width < hidden <= _MOST_UNITS:
+  if hidden != 4 * width:
+    return f"the kernel takes {4 * width} hidden units, not {hidden}"
+  longest = LONGEST_CHUNK[width]
+  if chunk % 16 or chunk > longest:
     return (
-        f"the kernel takes multiples of {TILE} hidden units up to"
-        f" {_MOST_UNITS}, not {hidden}"
+        "the kernel takes chunks of a multiple of 16 tokens up to"
+        f" {longest} at head dimension {width}, not of {chunk}"
     )
   return None
 
@@ -307,8 +316,7 @@ def _turned(ref):
 
 def _kernel(shape: _Shape, interpreted: bool, state, chunks, results, scratch):
   """What a warpgroup does for one head."""
-  (weights_in, momentum_in, rest_in), results = state, list(results)
-  outputs, losses, last = results[:3]
+  outputs, losses, last, *kept = results
   (weights, momentum, acts, reads, keys, queries, scores, errors, tokens), (
       chunk_came,
       gradients_came,
@@ -338,6 +346,10 @@ def _kernel(shape: _Shape, interpreted: bool, state, chunks, results, scratch):
     would take all registers."""
     return chunks.zero[0]
 
+  def times_tokens(matrix, t, rows):
+    z0 = zero()
+    return product(matrix.at[t + z0], _turned(rows.at[z0, :size]))
+
   def fetch(n):
     for source, target in (
         (chunks.keys, keys),
@@ -361,10 +373,10 @@ def _kernel(shape: _Shape, interpreted: bool, state, chunks, results, scratch):
       plgpu.copy_gmem_to_smem(source.at[instance, t], here, state_came)
 
   rest = tuple(
-      _packed(*(_load(layer.at[instance, t]) for layer in rest_in)) for t in own
+      _packed(*(_load(layer.at[instance, t]) for layer in state.rest))
+      for t in own
   )
   plgpu.barrier_wait(state_came)
-  del weights_in, momentum_in
 
   def store(target, where, rest):
     """Starts to write the state to main memory."""
@@ -393,6 +405,7 @@ def _kernel(shape: _Shape, interpreted: bool, state, chunks, results, scratch):
       return (m * s.astype(jnp.float32) + change).astype(dtype)
 
     w, s = weights[layer], momentum[layer]
+    t += zero()
     old = s[t]
     rounded, rest = _packed(
         *_columns(new_weights, w[t], rest, old, changes[0]())
@@ -407,14 +420,13 @@ def _kernel(shape: _Shape, interpreted: bool, state, chunks, results, scratch):
     if shape.keep_every is not None:
       is_kept = jax.lax.rem(n, shape.keep_every) == 0
       kept_at = instance, jax.lax.div(n, shape.keep_every)
-      pl.when(is_kept)(lambda: store(results[3], kept_at, rest))
+      pl.when(is_kept)(lambda: store(kept[0], kept_at, rest))
 
     # The keys' hidden units: a and its slope, which waits where the queries' a
     # will be.
-    z0 = zero()
     for t in own:
-      t += z0
-      z = product(weights[0].at[t], _turned(keys.at[z0, :size]))
+      z = times_tokens(weights[0], t, keys)
+      t += zero()
       acts[t, :, :size], reads[t, :, :size] = _columns(
           lambda z: (_gelu(z).astype(dtype), _gelu_slope(z).astype(dtype)), z
       )
@@ -454,32 +466,31 @@ def _kernel(shape: _Shape, interpreted: bool, state, chunks, results, scratch):
     deltas = errors
 
     for i, t in enumerate(own):
-      z0 = zero()
-      t += z0
       (delta,) = _packed(
           _columns(
               lambda x, slope: (x * slope.astype(jnp.float32)).astype(dtype),
-              product(weights[1].at[t], _turned(deltas.at[z0, :size])),
-              reads[t, :, :size],
+              times_tokens(weights[1], t, deltas),
+              reads[t + zero(), :, :size],
           )
       )
 
       def of_tokens(row):
         return _per_column(tokens[row, :size])
 
-      turned_queries = _turned(queries.at[z0, :size])
-      x = of_tokens(_BETA_1) * product(weights[0].at[t], turned_queries)
-      x += of_tokens(_F_1) * product(momentum[0].at[t], turned_queries)
-      x += product(delta, scores.at[z0, :size])
-      reads[t, :, :size] = _columns(lambda x: _gelu(x).astype(dtype), x)
+      x = of_tokens(_BETA_1) * times_tokens(weights[0], t, queries)
+      x += of_tokens(_F_1) * times_tokens(momentum[0], t, queries)
+      x += product(delta, scores.at[zero(), :size])
+      reads[t + zero(), :, :size] = _columns(
+          lambda x: _gelu(x).astype(dtype), x
+      )
 
-      def change(row, delta=delta, z0=z0):
+      def change(row, delta=delta):
         share = _columns(
             lambda x, g: (x.astype(jnp.float32) * g).astype(dtype),
             delta,
             of_tokens(row),
         )
-        return product(*_packed(share), keys.at[z0, :size])
+        return product(*_packed(share), keys.at[zero(), :size])
 
       changes = [functools.partial(change, row) for row in (_G_1, _N_1)]
       rest[i] = update(0, t, n, rest[i][0], changes), rest[i][1]
@@ -488,49 +499,48 @@ def _kernel(shape: _Shape, interpreted: bool, state, chunks, results, scratch):
     @leads
     def _():
       # f(q), and the rows that the second layer's update takes.
-      z0 = zero()
       plgpu.copy_gmem_to_smem(
           chunks.gradients.at[instance, n],
-          scores.at[z0, :size],
+          scores.at[0, :size],
           gradients_came,
       )
-      turned = [_turned(reads.at[t + z0]) for t in all_tiles]
-      of_chunk = product.sum(
-          turned, [acts.at[t + z0, :, :size] for t in all_tiles]
-      )
+
+      def times(right):
+        z0 = zero()
+        return product.sum(
+            [_turned(reads.at[t + z0]) for t in all_tiles],
+            [right(t + z0) for t in all_tiles],
+        )
+
+      of_chunk = times(lambda t: acts.at[t, :, :size])
       plgpu.barrier_wait(gradients_came)
-      scores[z0] = _columns(
+      scores[0] = _columns(
           lambda g, x: (g.astype(jnp.float32) * x).astype(dtype),
-          scores[z0],
+          scores[0],
           of_chunk,
       )
       plgpu.commit_smem()
-      f = _per_row(tokens[_BETA_2], width) * product.sum(
-          turned, [weights[1].at[t + z0] for t in all_tiles]
-      )
-      f += _per_row(tokens[_F_2], width) * product.sum(
-          turned, [momentum[1].at[t + z0] for t in all_tiles]
-      )
-      f += product(scores.at[z0], deltas.at[z0, :size])
+      f = _per_row(tokens[_BETA_2], width) * times(lambda t: weights[1].at[t])
+      f += _per_row(tokens[_F_2], width) * times(lambda t: momentum[1].at[t])
+      f += product(scores.at[0], deltas.at[0, :size])
       outputs[instance, n], _ = _normalize(f)
       # The chunk's keys and queries have been read.
       for row, target in ((_G_2, keys), (_N_2, queries)):
         g = tokens[row]
-        target[z0] = _columns(
+        target[0] = _columns(
             lambda delta, g=g: (
                 delta.astype(jnp.float32) * _per_row(g, delta.shape[1])
             ).astype(dtype),
-            deltas[z0],
+            deltas[0],
         )
 
     sync()
 
     for i, t in enumerate(own):
-      z0 = zero()
-      t += z0
 
-      def change(scaled, t=t, z0=z0):
-        return product(acts.at[t, :, :size], scaled.at[z0, :size])
+      def change(scaled, t=t):
+        z0 = zero()
+        return product(acts.at[t + z0, :, :size], scaled.at[z0, :size])
 
       changes = [functools.partial(change, x) for x in (keys, queries)]
       rest[i] = rest[i][0], update(1, t, n, rest[i][1], changes)
@@ -607,6 +617,8 @@ def _run(shape: _Shape, state: _State, chunks: _Chunks, interpret):
       parts.append(jax.tree.unflatten(jax.tree.structure(tree), leaves))
     _kernel(shape, bool(interpret), *parts)
 
+  if shape.keep_every is not None:
+    fused_memory_scan.__name__ += "_keeping"
   run = plgpu.kernel(
       fused_memory_scan,
       out_type=jax.tree.leaves(results),
@@ -765,7 +777,7 @@ class _Call:
   """What is static about a call of `scan`."""
 
   options: chunk_lib.Rule
-  by_lax: Scan
+  by_lax: Scan | None
   group: int | None
   interpret: Any
 
@@ -804,6 +816,17 @@ def choose_kept(steps: int, size: int, group: int | None) -> int:
   return max(n for n in range(1, min(group, steps) + 1) if steps % n == 0)
 
 
+def budget(options, carry, chunks, *, group=None) -> dict[str, int]:
+  """Returns what a block of the kernel takes, and how often states are kept."""
+  call = _Call(options, None, group, None)
+  shape = call.shape(carry, chunks, keep=True)
+  return {
+      "threads": 128 * shape.warpgroups,
+      "shared_bytes": shape.shared_bytes,
+      "keep_every": shape.keep_every,
+  }
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(call, carry, chunks, params):
   return _forward(call, carry, chunks, params, keep=False)[:2]
@@ -822,15 +845,13 @@ def _forward(call, carry, chunks, params, *, keep):
   gain = params["gain"][:, :, None, None]
   losses = losses[:, :, : shape.chunk].reshape(*lead, 1, shape.chunk)
   carry = _unpack(last, lead[:2], carry)
-  return carry, (chunks.queries + gain * outputs, losses), kept, shape
+  return carry, (chunks.queries + gain * outputs, losses), kept
 
 
 def _scan_fwd(call, carry, chunks, params):
-  *results, kept, shape = _forward(call, carry, chunks, params, keep=True)
-  (kept,) = kept
-  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((), x.dtype), carry)
-  del shape
-  return tuple(results), (kept, like, chunks, params)
+  carry, ys, kept = _forward(call, carry, chunks, params, keep=True)
+  like = jax.tree.map(lambda x: jnp.zeros((), x.dtype), carry)
+  return (carry, ys), (kept[0], like, chunks, params)
 
 
 def _scan_bwd(call, saved, cotangents):
