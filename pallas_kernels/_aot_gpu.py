@@ -125,7 +125,11 @@ def why_not() -> str | None:
   """Returns why this machine cannot compile for GPUs; None: it can."""
   if not hasattr(hopper.plgpu, "InterpretGPUParams"):
     return f"Mosaic GPU of jax 0.12 is missing, this is {jax.__version__}"
-  if importlib.util.find_spec("jax_cuda13_plugin") is None:
+  try:
+    found = importlib.util.find_spec("jax_cuda13_plugin")
+  except ValueError:  # Known, and hidden.
+    found = None
+  if found is None:
     return "the compiler for GPUs is not installed (the cuda13 extra)"
   return None
 

@@ -465,6 +465,9 @@ def _kernel(shape: _Shape, interpreted: bool, state, chunks, results, scratch):
     sync()
     deltas = errors
 
+    def of_tokens(row):
+      return _per_column(tokens[row, :size])
+
     for i, t in enumerate(own):
       (delta,) = _packed(
           _columns(
@@ -473,9 +476,6 @@ def _kernel(shape: _Shape, interpreted: bool, state, chunks, results, scratch):
               reads[t + zero(), :, :size],
           )
       )
-
-      def of_tokens(row):
-        return _per_column(tokens[row, :size])
 
       x = of_tokens(_BETA_1) * times_tokens(weights[0], t, queries)
       x += of_tokens(_F_1) * times_tokens(momentum[0], t, queries)
@@ -486,7 +486,7 @@ def _kernel(shape: _Shape, interpreted: bool, state, chunks, results, scratch):
 
       def change(row, delta=delta):
         share = _columns(
-            lambda x, g: (x.astype(jnp.float32) * g).astype(dtype),
+            lambda delta, g: (delta.astype(jnp.float32) * g).astype(dtype),
             delta,
             of_tokens(row),
         )
