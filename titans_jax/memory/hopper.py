@@ -388,14 +388,14 @@ def _kernel(shape: _Shape, interpreted: bool, state, chunks, results, scratch):
 
     for t, layers in zip(own, rest):
       for layer, there in zip(layers, target.rest):
-        plgpu.store(there.at[*where, t], layer, optimized=False)
+        plgpu.store(there.at[*where, t + zero()], layer, optimized=False)
 
   def update(layer, t, n, rest, changes):
     """Writes a tile's next W and S, given each one's change; returns the rest.
 
     W' = beta W + f S - A^T diag(g) Delta,  S' = m S - A^T diag(n) Delta.
     """
-    beta, f, m = (chunks.ends[instance, n, 3 * layer + i] for i in range(3))
+    beta, f, m = (chunks.ends[instance + zero(), n, 3 * layer + i] for i in range(3))
 
     def new_weights(w, rest, s, change):
       w = w.astype(jnp.float32) + rest.astype(jnp.float32)
@@ -441,11 +441,11 @@ def _kernel(shape: _Shape, interpreted: bool, state, chunks, results, scratch):
           [weights[1].at[t + z0] for t in all_tiles],
       )
       y, scale = _normalize(f)
-      gain = _load(chunks.gain.at[instance], 1)
+      gain = _load(chunks.gain.at[instance + zero()], 1)
       dy = _columns(
           lambda y, error, gain: 2 * (error.astype(jnp.float32) + gain * y),
           y,
-          errors[0],
+          errors[zero()],
           _per_column(gain),
       )
       losses[instance, n] = 0.25 * jnp.sum(dy * dy, axis=1)
@@ -458,7 +458,7 @@ def _kernel(shape: _Shape, interpreted: bool, state, chunks, results, scratch):
         return rows(scale) * (dy - rows(mean) - y * rows(along))
 
       # Errors have been read: delta_2 takes their place.
-      errors[0] = _columns(across, dy, y).astype(dtype)
+      errors[zero()] = _columns(across, dy, y).astype(dtype)
       if shape.keep_every is not None:
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
@@ -514,24 +514,24 @@ def _kernel(shape: _Shape, interpreted: bool, state, chunks, results, scratch):
 
       of_chunk = times(lambda t: acts.at[t, :, :size])
       plgpu.barrier_wait(gradients_came)
-      scores[0] = _columns(
+      scores[zero()] = _columns(
           lambda g, x: (g.astype(jnp.float32) * x).astype(dtype),
-          scores[0],
+          scores[zero()],
           of_chunk,
       )
       plgpu.commit_smem()
       f = _per_row(tokens[_BETA_2], width) * times(lambda t: weights[1].at[t])
       f += _per_row(tokens[_F_2], width) * times(lambda t: momentum[1].at[t])
-      f += product(scores.at[0], deltas.at[0, :size])
+      f += product(scores.at[zero()], deltas.at[zero(), :size])
       outputs[instance, n], _ = _normalize(f)
       # The chunk's keys and queries have been read.
       for row, target in ((_G_2, keys), (_N_2, queries)):
         g = tokens[row]
-        target[0] = _columns(
+        target[zero()] = _columns(
             lambda delta, g=g: (
                 delta.astype(jnp.float32) * _per_row(g, delta.shape[1])
             ).astype(dtype),
-            deltas[0],
+            deltas[zero()],
         )
 
     sync()
