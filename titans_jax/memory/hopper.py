@@ -86,6 +86,7 @@ class _Chunks(NamedTuple):
     ends: float32 [I, N, 6], last beta, f and m of each layer.
     gain: float32 [I, D].
     zero: int32 [1].
+    places: int32 [N], where the state before a chunk is kept; negative: nowhere.
   """
 
   keys: Array
@@ -97,6 +98,7 @@ class _Chunks(NamedTuple):
   ends: Array
   gain: Array
   zero: Array
+  places: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -395,7 +397,9 @@ def _kernel(shape: _Shape, interpreted: bool, state, chunks, results, scratch):
 
     W' = beta W + f S - A^T diag(g) Delta,  S' = m S - A^T diag(n) Delta.
     """
-    beta, f, m = (chunks.ends[instance + zero(), n, 3 * layer + i] for i in range(3))
+    beta, f, m = (
+        chunks.ends[instance + zero(), n, 3 * layer + i] for i in range(3)
+    )
 
     def new_weights(w, rest, s, change):
       w = w.astype(jnp.float32) + rest.astype(jnp.float32)
@@ -418,9 +422,8 @@ def _kernel(shape: _Shape, interpreted: bool, state, chunks, results, scratch):
     rest = list(rest)
     plgpu.barrier_wait(chunk_came)
     if shape.keep_every is not None:
-      is_kept = jax.lax.rem(n, shape.keep_every) == 0
-      kept_at = instance, jax.lax.div(n, shape.keep_every)
-      pl.when(is_kept)(lambda: store(kept[0], kept_at, rest))
+      place = chunks.places[n]
+      pl.when(place >= 0)(lambda: store(kept[0], (instance, place), rest))
 
     # The keys' hidden units: a and its slope, which waits where the queries' a
     # will be.
@@ -707,6 +710,7 @@ def _prepare(
       for c in (first, second)
       for x in (c.last_weights, c.last_momentum, c.momentum_kept)
   ]
+  n, every = jnp.arange(shape.chunks, dtype=jnp.int32), shape.keep_every or 1
   gain = jnp.broadcast_to(params["gain"], (batch, heads, shape.width))
   return _Chunks(
       keys=keys,
@@ -718,6 +722,7 @@ def _prepare(
       ends=jnp.stack(ends, axis=-1).astype(jnp.float32),
       gain=gain.reshape(-1, shape.width).astype(jnp.float32),
       zero=jnp.zeros(1, jnp.int32),
+      places=jnp.where(n % every == 0, n // every, -1),
   )
 
 
