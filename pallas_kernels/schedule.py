@@ -312,8 +312,10 @@ def _shapes(default, head_dim: int, chunk: int) -> list[tuple[int, int, int]]:
 def _cases() -> list[Any]:
   if _TARGET.value is not None:
     shapes = _shapes(_DEFAULT_GPU, 64, 16)
-    rest = (_HEADS.value, _GROUP.value)
-    return [_aot_gpu.Case(_TARGET.value, *shape, *rest) for shape in shapes]
+    return [
+        _aot_gpu.Case(_TARGET.value, *shape, _HEADS.value, _GROUP.value)
+        for shape in shapes
+    ]
   rest = (_HEADS.value, _TILE.value, _GROUP.value)
   shapes = _shapes(_DEFAULT, 128, 64)
   return [_aot.Case(_CHIP.value, *shape, *rest) for shape in shapes]
@@ -328,7 +330,8 @@ def main(argv) -> None:
           f"Error: {reason}: pip install 'titans-jax[cuda13]', on Python 3.12"
           " or newer."
       )
-    compile_one, table, compiler = compile_for_gpu, _table_gpu, "jaxlib"
+    compile_one: Any = compile_for_gpu
+    table, compiler = _table_gpu, "jaxlib"
   elif importlib.util.find_spec("libtpu") is None:
     sys.exit(
         "Error: the TPU compiler, libtpu, is not installed: pip install"

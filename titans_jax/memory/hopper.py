@@ -38,10 +38,11 @@ from titans_jax.memory import chunk as chunk_lib
 from titans_jax.memory import dual
 from titans_jax.memory import networks
 
+plgpu: Any
 try:
   from jax.experimental.pallas import mosaic_gpu as plgpu
 except ImportError:  # A jaxlib without it.
-  plgpu = None  # type: ignore[assignment]
+  plgpu = None
 
 Array = jax.Array
 Scan = Callable[..., Any]
@@ -601,7 +602,7 @@ def _scratch(shape: _Shape):
 def _run(shape: _Shape, state: _State, chunks: _Chunks, interpret):
   """Returns outputs, losses, the last state and, if wanted, the states kept."""
   of_chunks = shape.instances, shape.chunks, TILE
-  results = (
+  results: tuple[Any, ...] = (
       jax.ShapeDtypeStruct((*of_chunks, shape.width), jnp.float32),
       jax.ShapeDtypeStruct(of_chunks, jnp.float32),
       _state_types(shape, shape.instances),
@@ -682,7 +683,8 @@ def _prepare(
   """Computes what does not depend on the state, for all chunks at once: the
   kernel's time is what has to wait for it."""
   batch, heads = chunks.keys.shape[:2]
-  first, second = chunks.gates
+  gates: Any = chunks.gates
+  first, second = gates
   lead = (shape.instances, shape.chunks)
 
   def flat(x):
@@ -700,7 +702,7 @@ def _prepare(
       "inkd,inqd->inkq", keys, queries, preferred_element_type=jnp.float32
   )
   scores *= -jnp.swapaxes(flat(first.gradients), -1, -2)
-  rows = [None] * 8
+  rows: list[Any] = [None] * 8
   rows[_BETA_2], rows[_F_2] = second.weights, second.momentum
   rows[_G_2], rows[_N_2] = -second.last_gradients, -second.momentum_gradients
   rows[_BETA_1], rows[_F_1] = first.weights, first.momentum
@@ -821,7 +823,7 @@ def choose_kept(steps: int, size: int, group: int | None) -> int:
   return max(n for n in range(1, min(group, steps) + 1) if steps % n == 0)
 
 
-def budget(options, carry, chunks, *, group=None) -> dict[str, int]:
+def budget(options, carry, chunks, *, group=None) -> dict[str, int | None]:
   """Returns what a block of the kernel takes, and how often states are kept."""
   call = _Call(options, None, group, None)
   shape = call.shape(carry, chunks, keep=True)
