@@ -70,7 +70,6 @@ TARGETS = ("h100", "h200")
 REPORT = {"MOSAIC_GPU_DUMP_PTXAS": "1"}
 
 _REGISTERS = 65_536
-_WARPGROUP = 128
 
 _TARGET = """
 gpu_device_info {{

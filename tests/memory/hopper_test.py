@@ -14,6 +14,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
+import pytest
 
 import pallas_kernels
 from pallas_kernels import _aot_gpu
@@ -133,7 +134,7 @@ class WhyNotTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ({"dim": 128}, "head dimensions of 16, 32, 48, 64, not of 128"),
-      ({"chunk": 24}, "multiple of 16 tokens up to 16 .* not of 24"),
+      ({"chunk": 24}, "chunks of 16 tokens at head dimension 64, not of 24"),
       ({"dtype": None}, "of bfloat16"),
       ({"net": memory.MLP(expansion=2)}, "256 hidden units, not 128"),
   )
@@ -184,7 +185,7 @@ def compile_(case: _aot_gpu.Case):
   return result, _aot_gpu.read_report(process.stdout)
 
 
-class CompiledTest(parameterized.TestCase):
+class _Compiled(parameterized.TestCase):
   """Compiles for GPUs that are not there (compiler, not measurement)."""
 
   def setUp(self):
@@ -193,12 +194,7 @@ class CompiledTest(parameterized.TestCase):
     if reason is not None:
       self.skipTest(reason)
 
-  @parameterized.parameters(
-      *[("h200", dim, chunk) for dim, chunk in hopper.LONGEST_CHUNK.items()],
-      ("h100", 48, 16),
-      ("h100", 64, 16),
-  )
-  def test_without_spills(self, target, dim, chunk):
+  def check_no_spills(self, target, dim, chunk):
     result, kernels = compile_(_aot_gpu.Case(target, dim, 4 * dim, chunk, 4))
     self.assertEqual(
         set(kernels), {"fused_memory_scan", "fused_memory_scan_keeping"}
@@ -210,6 +206,13 @@ class CompiledTest(parameterized.TestCase):
           target, kernel["registers"], result["threads"], result["shared_bytes"]
       )
       self.assertGreaterEqual(blocks, 1)
+
+
+class CompiledTest(_Compiled):
+
+  @parameterized.parameters(48, 64)
+  def test_presets_without_spills(self, dim):
+    self.check_no_spills("h200", dim, chunk=16)
 
   @parameterized.parameters((64, 16, True), (128, 16, False), (64, 64, False))
   def test_through_the_scan(self, dim, chunk, expected):
@@ -238,6 +241,23 @@ class CompiledTest(parameterized.TestCase):
     with _aot_gpu.tracing_for("a100"):
       reason = hopper.why_not(None, None, None, None)
     self.assertIn("not for NVIDIA A100", reason)
+
+
+# On the class: absl's parameterized methods lose a mark of their own.
+@pytest.mark.exhaustive
+class EverySizeTest(_Compiled):
+
+  @parameterized.product(
+      target=_aot_gpu.TARGETS,
+      size=[
+          (dim, chunk)
+          for dim, longest in hopper.LONGEST_CHUNK.items()
+          for chunk in (16, 32, 64)
+          if chunk <= longest
+      ],
+  )
+  def test_no_spills(self, target, size):
+    self.check_no_spills(target, *size)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ ROUNDING = 2
 
 # Rows of a `wgmma`.
 TILE = 64
+_CHUNKS = (16, 32, 64)
 # The longest chunk by head dimension, with four hidden units a channel. The
 # compiler spills registers beyond.
 LONGEST_CHUNK = {16: 64, 32: 64, 48: 32, 64: 16}
@@ -214,11 +215,11 @@ def why_not_shape(options, keys: tuple[int, ...]) -> str | None:
     )
   if hidden != 4 * width:
     return f"the kernel takes {4 * width} hidden units, not {hidden}"
-  longest = LONGEST_CHUNK[width]
-  if chunk % 16 or chunk > longest:
+  known = [size for size in _CHUNKS if size <= LONGEST_CHUNK[width]]
+  if chunk not in known:
     return (
-        "the kernel takes chunks of a multiple of 16 tokens up to"
-        f" {longest} at head dimension {width}, not of {chunk}"
+        f"the kernel takes chunks of {', '.join(map(str, known))} tokens at head"
+        f" dimension {width}, not of {chunk}"
     )
   return None
 
