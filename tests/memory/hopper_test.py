@@ -193,6 +193,10 @@ class _Compiled(parameterized.TestCase):
     reason = _aot_gpu.why_not()
     if reason is not None:
       self.skipTest(reason)
+    # What was compiled for absent devices cannot be read back.
+    option = "jax_persistent_cache_min_compile_time_secs"
+    self.addCleanup(jax.config.update, option, getattr(jax.config, option))
+    jax.config.update(option, float("inf"))
 
   def check_no_spills(self, target, dim, chunk):
     result, kernels = compile_(_aot_gpu.Case(target, dim, 4 * dim, chunk, 4))
@@ -234,8 +238,6 @@ class CompiledTest(_Compiled):
         jitted = jax.jit(scan, in_shardings=sharding, out_shardings=sharding)
         text = jitted.lower(inputs).compile().as_text()
     self.assertEqual("mosaic_gpu" in text, expected)
-    # No scan over chunks beside it.
-    self.assertEqual("while(" in text, not expected)
 
   def test_other_gpus_have_no_kernel(self):
     with _aot_gpu.tracing_for("a100"):
