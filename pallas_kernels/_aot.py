@@ -95,7 +95,7 @@ def compile_case(case: Case) -> dict[str, Any]:
   """Compiles both kernels and returns, for each direction, how they are cut."""
   chips = devices(TOPOLOGIES[case.chip])
   mesh = jax.sharding.Mesh(chips[:1], ("data",))
-  step, arguments = _scan_arguments(case)
+  step, arguments = scan_arguments(case)
   options: dict[str, Any] = {
       "group": case.group,
       "tile": None if case.tile is None else (1, case.tile),
@@ -135,7 +135,7 @@ def compile_case(case: Case) -> dict[str, Any]:
   }
 
 
-def _scan_arguments(case: Case):
+def scan_arguments(case: Case):
   """Returns the step, and shapes of (init, xs, consts), as `memory.scan` has
   them."""
   options = chunk_lib.Rule(case.net, dtype=jnp.dtype(case.dtype))

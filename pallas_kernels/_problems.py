@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from titans_jax import memory
+from titans_jax.memory import chunk as chunk_lib
+from titans_jax.memory import hopper
 
 Array = jax.Array
 
@@ -78,6 +80,14 @@ class Problem:
   @property
   def net(self) -> memory.MLP:
     return memory.MLP(self.depth, self.hidden / self.head_dim)
+
+  def why_not_gpu(self) -> str | None:
+    """Returns why the kernel for Hopper GPUs does not run it; None: it does."""
+    rule = chunk_lib.Rule(self.net, dtype=jnp.dtype(self.dtype))
+    carry = chunk_lib.Carry((), () if self.momentum else None)
+    return hopper.why_not_rule(
+        rule, carry, chunk_lib.Constants({})
+    ) or hopper.why_not_shape(rule, (self.chunk, self.head_dim))
 
   def inputs(self) -> Inputs:
     """Draws unit queries and keys, and learning rates that the network bears."""

@@ -46,6 +46,9 @@ _DIRECTIONS = ("forward", "backward")
 # whose chips JAX shows as several devices are left out.
 _PEAKS = {"v4": 275e12, "v5e": 197e12, "v5p": 459e12, "v6e": 918e12}
 
+# Likewise, without sparsity, of NVIDIA's data sheets.
+_GPU_PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
+
 # Seconds that a measurement takes at least, by as many calls.
 _FILL = 0.1
 _MOST_CALLS = 100
@@ -86,7 +89,7 @@ def main(argv) -> None:
           "implementations", _NAMES.value, _IMPLEMENTATIONS
       )
     device = command_line.device()
-    names = _choose(device.platform)
+    names = _choose(device.platform, problem)
     # A cache of compiled programs would hide the first call's time.
     jax.config.update("jax_enable_compilation_cache", False)
     inputs = jax.block_until_ready(problem.inputs())
@@ -125,14 +128,15 @@ def _check_sizes() -> _problems.Problem:
   )
 
 
-def _choose(platform: str) -> list[str]:
+def _choose(platform: str, problem: _problems.Problem) -> list[str]:
   """Returns the implementations to time, "xla" first."""
-  names = _NAMES.value or ["xla", *["pallas"] * (platform == "tpu")]
-  if "pallas" in names and platform not in ("tpu", "cpu"):
-    raise ValueError(
-        f"--implementations: there is no kernel for {platform} yet: only xla"
-        " can be timed."
-    )
+  reason = None if platform in ("tpu", "cpu") else f"{platform} has no kernel"
+  if platform == "gpu":
+    reason = problem.why_not_gpu()
+  is_compiled = platform != "cpu" and reason is None
+  names = _NAMES.value or ["xla", *["pallas"] * is_compiled]
+  if "pallas" in names and reason is not None:
+    raise ValueError(f"--implementations: only xla can be timed: {reason}.")
   return [name for name in _IMPLEMENTATIONS if name in names]
 
 
@@ -168,7 +172,8 @@ def _measure(problem, inputs, names, direction, device) -> list[dict]:
   medians = {name: statistics.median(t) for name, t in times.items()}
   flops = model_flops(problem, direction)
   tokens = problem.batch * problem.length
-  peak = _PEAKS.get(tuning.GENERATIONS.get(device.device_kind, ""))
+  generation = tuning.GENERATIONS.get(device.device_kind, "")
+  peak = _PEAKS.get(generation, _GPU_PEAKS.get(device.device_kind))
   return [
       {
           "implementation": name,

@@ -14,6 +14,14 @@ each cut for the matrix unit by itself. All of it is the compiler's word
 Numbers are per token and head. Predicated blocks, which ask for the next blocks
 of the arrays, are counted every time; the copies of a program's first and last
 carry, which the core waits for once a program, are not.
+
+    python -m pallas_kernels.schedule --target=h200 [--head_dim=64 --chunk=16]
+
+Compiles the kernel for Hopper GPUs instead, alone ("forward") and with the states
+that its backward pass starts from ("forward, kept"; the backward pass is XLA's).
+The compiler says what a thread has of registers, and bytes spilled; shared memory
+is what the kernel asks for, and from both follow the blocks that a multiprocessor
+holds at once. Takes the extra `cuda13`, on Python 3.12 or newer.
 """
 
 from __future__ import annotations
@@ -33,14 +41,18 @@ from absl import app
 from absl import flags
 
 from pallas_kernels import _aot
+from pallas_kernels import _aot_gpu
 from pallas_kernels import _dumps
 from pallas_kernels import _work
 from pallas_kernels import command_line
 from pallas_kernels import tuning
 
 _CHIP = flags.DEFINE_enum("chip", "v5p", list(tuning.CHIPS), "TPU generation.")
+_TARGET = flags.DEFINE_enum(
+    "target", None, list(_aot_gpu.TARGETS), "GPU, instead of a TPU of --chip."
+)
 _HEAD_DIM = flags.DEFINE_list(
-    "head_dim", None, "Head dimensions D (default 128)."
+    "head_dim", None, "Head dimensions D (default 128, on a GPU 64)."
 )
 _HIDDEN = flags.DEFINE_list(
     "hidden", None, "Widths of the memory's hidden layer (default 4 D)."
@@ -48,7 +60,7 @@ _HIDDEN = flags.DEFINE_list(
 _CHUNK = flags.DEFINE_list(
     "chunk",
     None,
-    "Chunk sizes b (default 64). Every combination of the three lists is"
+    "Chunk sizes b (default 64, on a GPU 16). Every combination of the three lists is"
     " compiled; without any of them a table of usual shapes.",
 )
 _HEADS = flags.DEFINE_integer("heads", 16, "Memory heads.", lower_bound=1)
@@ -70,6 +82,7 @@ _JSON = flags.DEFINE_bool("json", False, "Prints JSON instead of a table.")
 
 # (D, hidden, b).
 _DEFAULT = ((128, 512, 64), (128, 512, 256), (64, 256, 64), (64, 256, 16))
+_DEFAULT_GPU = ((48, 192, 16), (64, 256, 16), (48, 192, 32), (32, 128, 64))
 
 _DIRECTIONS = ("forward", "backward")
 
@@ -101,9 +114,14 @@ def _compile(case: _aot.Case, dumps: pathlib.Path) -> dict[str, Any]:
           [os.environ.get("LIBTPU_INIT_ARGS", ""), _dumps.dump(dumps)]
       ).strip(),
   }
+  return _run(_aot.__name__, case, environment)[0]
+
+
+def _run(module: str, case, environment) -> tuple[dict[str, Any], str]:
+  """Compiles a case; returns what the module says, and all of its output."""
   environment.pop("XLA_FLAGS", None)
   process = subprocess.run(
-      [sys.executable, "-m", _aot.__name__, json.dumps(vars(case))],
+      [sys.executable, "-m", module, json.dumps(vars(case))],
       capture_output=True,
       encoding="utf-8",
       env=environment,
@@ -117,7 +135,43 @@ def _compile(case: _aot.Case, dumps: pathlib.Path) -> dict[str, Any]:
   result = json.loads(process.stdout.splitlines()[-1])
   if "error" in result:
     raise ValueError(result["error"])
-  return result
+  return result, process.stdout
+
+
+def compile_for_gpu(case: _aot_gpu.Case) -> list[dict[str, Any]]:
+  """Compiles a case in a process of its own; returns a row per kernel.
+
+  Raises:
+    ValueError: there is no kernel for these sizes.
+  """
+  environment = os.environ | {"JAX_PLATFORMS": "cpu"} | _aot_gpu.REPORT
+  cut, text = _run(_aot_gpu.__name__, case, environment)
+  report = _aot_gpu.read_report(text)
+  names = {
+      "fused_memory_scan": "forward",
+      "fused_memory_scan_keeping": "forward, kept",
+  }
+  return [
+      {
+          "source": "compiler",
+          "kernel": "hopper",
+          "direction": direction,
+          "target": case.target,
+          "head_dim": case.head_dim,
+          "hidden": case.hidden,
+          "chunk": case.chunk,
+          **report[name],
+          "threads": cut["threads"],
+          "shared_bytes": cut["shared_bytes"],
+          "blocks_per_core": _aot_gpu.blocks_per_core(
+              case.target,
+              report[name]["registers"],
+              cut["threads"],
+              cut["shared_bytes"],
+          ),
+      }
+      for name, direction in names.items()
+  ]
 
 
 def _row(case, direction, cut, dumps) -> dict[str, Any]:
@@ -179,6 +233,27 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['vmem_bytes'] / tuning.MIB:.1f}",
         ]
     )
+  return _aligned(lines)
+
+
+def _table_gpu(rows: Sequence[dict[str, Any]]) -> str:
+  head = ["D", "hidden", "b", "", "registers", "spill stores", "spill loads"]
+  lines = [head + ["threads", "shared KiB", "blocks"]]
+  for row in rows:
+    names = ("registers", "spill_stores", "spill_loads", "threads")
+    lines.append(
+        [
+            *map(str, (row["head_dim"], row["hidden"], row["chunk"])),
+            row["direction"],
+            *(str(row[name]) for name in names),
+            f"{row['shared_bytes'] / 1024:.1f}",
+            str(row["blocks_per_core"]),
+        ]
+    )
+  return _aligned(lines)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
   widths = [max(map(len, column)) for column in zip(*lines)]
   return "\n".join(
       "  ".join(cell.rjust(width) for cell, width in zip(line, widths))
@@ -207,34 +282,67 @@ def _tile_divides(values) -> bool:
   return True
 
 
-def _cases() -> list[_aot.Case]:
+@flags.multi_flags_validator(["target", "chip", "tile"])
+def _flags_of_a_target(values) -> bool:
+  if values["target"] is not None:
+    for name in ("chip", "tile"):
+      if flags.FLAGS[name].present:
+        raise flags.ValidationError(
+            f"--{name} is of TPUs, and --target={values['target']} is a GPU."
+        )
+  return True
+
+
+def _shapes(default, head_dim: int, chunk: int) -> list[tuple[int, int, int]]:
+  """Returns every combination of the flags, or, without any, the default."""
   lists = (_HEAD_DIM.value, _HIDDEN.value, _CHUNK.value)
-  shapes = list(_DEFAULT)
-  if lists != (None, None, None):
-    head_dims, hidden, chunks = (
-        None if values is None else list(map(int, values)) for values in lists
-    )
-    shapes = [
-        (head_dim, width, chunk)
-        for head_dim in head_dims or [128]
-        for width in hidden or [4 * head_dim]
-        for chunk in chunks or [64]
+  if lists == (None, None, None):
+    return list(default)
+  head_dims, hidden, chunks = (
+      None if values is None else list(map(int, values)) for values in lists
+  )
+  return [
+      (dim, width, size)
+      for dim in head_dims or [head_dim]
+      for width in hidden or [4 * dim]
+      for size in chunks or [chunk]
+  ]
+
+
+def _cases() -> list[Any]:
+  if _TARGET.value is not None:
+    shapes = _shapes(_DEFAULT_GPU, 64, 16)
+    return [
+        _aot_gpu.Case(_TARGET.value, *shape, _HEADS.value, _GROUP.value)
+        for shape in shapes
     ]
   rest = (_HEADS.value, _TILE.value, _GROUP.value)
+  shapes = _shapes(_DEFAULT, 128, 64)
   return [_aot.Case(_CHIP.value, *shape, *rest) for shape in shapes]
 
 
 def main(argv) -> None:
   command_line.start(argv)
-  if importlib.util.find_spec("libtpu") is None:
+  if _TARGET.value is not None:
+    reason = _aot_gpu.why_not()
+    if reason is not None:
+      sys.exit(
+          f"Error: {reason}: pip install 'titans-jax[cuda13]', on Python 3.12"
+          " or newer."
+      )
+    compile_one: Any = compile_for_gpu
+    table, compiler = _table_gpu, "jaxlib"
+  elif importlib.util.find_spec("libtpu") is None:
     sys.exit(
         "Error: the TPU compiler, libtpu, is not installed: pip install"
         " 'titans-jax[tpu]'."
     )
-  rows = []
+  else:
+    compile_one, table, compiler = compile_and_count, _table, "libtpu"
+  rows: list[dict[str, Any]] = []
   for case in _cases():
     try:
-      rows += compile_and_count(case)
+      rows += compile_one(case)
     except ValueError as error:
       fields = {k: v for k, v in dataclasses.asdict(case).items() if v}
       sys.exit(f"Error: {fields}: {error}")
@@ -242,13 +350,21 @@ def main(argv) -> None:
     print(json.dumps(rows, indent=2))
     return
   versions = ", ".join(
-      f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu")
+      f"{name} {importlib.metadata.version(name)}" for name in ("jax", compiler)
   )
-  print(
-      f"Source: compiler ({versions}), {_CHIP.value}. Bundles, least cycles and"
-      " spills per token and head; units: share of their uses; VMEM in MiB."
-  )
-  print(_table(rows))
+  if _TARGET.value is not None:
+    print(
+        f"Source: compiler ({versions}), {_TARGET.value}. Registers a thread,"
+        " bytes spilled, threads and shared memory a block, blocks a"
+        " multiprocessor."
+    )
+  else:
+    print(
+        f"Source: compiler ({versions}), {_CHIP.value}. Bundles, least cycles"
+        " and spills per token and head; units: share of their uses; VMEM in"
+        " MiB."
+    )
+  print(table(rows))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from pallas_kernels import _aot
+from pallas_kernels import _aot_gpu
 from pallas_kernels import _dumps
 from pallas_kernels import _work
 from pallas_kernels import tuning
@@ -161,6 +162,30 @@ class DumpsTest(parameterized.TestCase):
     self.assertEqual(dump, _dumps.parse(_BUNDLES, _UTILIZATION))
 
 
+class ReportTest(parameterized.TestCase):
+
+  def test_reads_registers_and_spills(self):
+    text = """\
+ptxas info    : Compiling entry function 'a_mosaic_gpu_kernel' for 'sm_90a'
+ptxas         .     8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 147 registers, used 16 barriers, 17 bytes smem
+"""
+    expected = {"registers": 147, "spill_stores": 4, "spill_loads": 12}
+    self.assertEqual(_aot_gpu.read_report(text), {"a": expected})
+    with self.assertRaisesRegex(ValueError, "neither registers nor spills of"):
+      _aot_gpu.read_report(text.replace("Used", "Took"))
+
+  @parameterized.parameters(
+      # By registers, by shared memory, by threads.
+      (255, 256, 1024, 1),
+      (64, 128, 100_000, 2),
+      (16, 128, 1024, 16),
+  )
+  def test_blocks(self, registers, threads, shared, expected):
+    blocks = _aot_gpu.blocks_per_core("h200", registers, threads, shared)
+    self.assertEqual(blocks, expected)
+
+
 class CommandTest(parameterized.TestCase):
 
   @parameterized.parameters(
@@ -170,12 +195,52 @@ class CommandTest(parameterized.TestCase):
       ("--group=0", "flag --group=0"),
       ("--tile=3", "--tile=3 must divide --heads=16"),
       ("v5p", "Unexpected arguments: ['v5p']"),
+      ("--target=a100", "h100|h200"),
   )
   def test_bad_value(self, arg, message):
     process = run(arg)
     self.assertNotEqual(process.returncode, 0)
     self.assertIn(message, process.stdout + process.stderr)
     self.assertNotIn("Traceback", process.stderr)
+
+  def test_a_gpu_has_no_tile(self):
+    process = run("--target=h200", "--tile=2")
+    self.assertNotEqual(process.returncode, 0)
+    self.assertIn("--tile is of TPUs", process.stderr)
+
+  def test_missing_gpu_compiler_names_the_extra(self):
+    code = (
+        "import runpy, sys; sys.modules['jax_cuda13_plugin'] = None;"
+        "sys.argv.append('--target=h200');"
+        "runpy.run_module('pallas_kernels.schedule', run_name='__main__')"
+    )
+    process = processes.finish([sys.executable, "-c", code])
+    processes.assert_refused(self, process, "titans-jax[cuda13]")
+
+  def test_compiles_for_a_gpu(self):
+    reason = _aot_gpu.why_not()
+    if reason is not None:
+      self.skipTest(reason)
+    process = run("--target=h200", "--head_dim=48", "--chunk=16", "--json")
+    self.assertEqual(process.returncode, 0, process.stderr)
+    rows = json.loads(process.stdout)
+    self.assertEqual(
+        [r["direction"] for r in rows], ["forward", "forward, kept"]
+    )
+    for row in rows:
+      self.assertEqual((row["source"], row["hidden"]), ("compiler", 192))
+      self.assertEqual((row["spill_stores"], row["spill_loads"]), (0, 0))
+      self.assertEqual(row["threads"], 3 * 128)
+      # A state of 108 KiB in 16-bit parts, of a multiprocessor's 227.
+      self.assertBetween(row["shared_bytes"], 72 * 1024, 227 * 1024)
+      self.assertEqual(row["blocks_per_core"], 1)
+
+  def test_refuses_what_no_kernel_runs(self):
+    reason = _aot_gpu.why_not()
+    if reason is not None:
+      self.skipTest(reason)
+    process = run("--target=h200", "--head_dim=128")
+    processes.assert_refused(self, process, "head dimensions of 16, 32, 48, 64")
 
   def test_missing_compiler_names_the_extra(self):
     code = (

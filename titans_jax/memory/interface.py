@@ -71,10 +71,11 @@ def scan(
     dtype: dtype of the products' operands ("bfloat16" on accelerators); sums,
       gates and state stay in at least float32. None: as the arrays come.
     implementation: "xla" (`jax.lax.scan` over chunks), "pallas" (one kernel on
-      TPU, interpreted on CPU, an error elsewhere), "reference" (token by token,
-      the oracle that both are tested against), or "auto": the kernel on TPU
-      where it can run (the log says so once), "xla" elsewhere. A call of one
-      token is a step of its own in all but the last.
+      TPU and, for what `memory.hopper` takes, on Hopper GPUs, interpreted on
+      CPU, an error elsewhere), "reference" (token by token, the oracle that all
+      are tested against), or "auto": a kernel on TPU and GPU where it can run
+      (the log says so once, or why not), "xla" elsewhere. A call of one token is
+      a step of its own in all but the last.
 
   Returns:
     Outputs [B, T, H, D] in at least float32, and the state after the last

@@ -24,7 +24,7 @@ Array = jax.Array
 Dense = Callable[[int, Array], Array]
 Params = Mapping[str, Array]
 
-_NORM_EPSILON = 1e-6
+NORM_EPSILON = 1e-6
 _GELU_LINEAR = math.sqrt(2 / math.pi)
 _GELU_CUBIC = 0.044715 * _GELU_LINEAR
 
@@ -37,22 +37,22 @@ def _gelu(x: Array) -> Array:
   and are shorter than what differentiation makes: the inner gradient and its
   own derivative are most of a chunk's elementwise work.
   """
-  return x * _gelu_gate(x)
+  return x * gelu_gate(x)
 
 
-def _gelu_gate(x: Array) -> Array:
+def gelu_gate(x: Array) -> Array:
   return 0.5 + 0.5 * jnp.tanh(x * (_GELU_LINEAR + _GELU_CUBIC * (x * x)))
 
 
-def _gelu_steepness(x: Array) -> Array:
+def gelu_steepness(x: Array) -> Array:
   """Returns s, of which g (1 - g) s is the derivative of the gate g."""
   return 2 * _GELU_LINEAR + 6 * _GELU_CUBIC * (x * x)
 
 
 @jax.custom_jvp
 def _gelu_slope(x: Array) -> Array:
-  gate = _gelu_gate(x)
-  return gate + x * gate * (1 - gate) * _gelu_steepness(x)
+  gate = gelu_gate(x)
+  return gate + x * gate * (1 - gate) * gelu_steepness(x)
 
 
 @_gelu.defjvp
@@ -64,7 +64,7 @@ def _gelu_jvp(primals, tangents):
 @_gelu_slope.defjvp
 def _gelu_slope_jvp(primals, tangents):
   (x,), (dx,) = primals, tangents
-  gate, steepness = _gelu_gate(x), _gelu_steepness(x)
+  gate, steepness = gelu_gate(x), gelu_steepness(x)
   bend = x * steepness * steepness
   curvature = (
       gate
@@ -81,7 +81,7 @@ def _row_mean(x: Array) -> Array:
 def _normalize(x: Array) -> tuple[Array, Array]:
   """Returns LN(x), and one over the deviation."""
   x = x - _row_mean(x)
-  scale = jax.lax.rsqrt(_row_mean(x * x) + _NORM_EPSILON)
+  scale = jax.lax.rsqrt(_row_mean(x * x) + NORM_EPSILON)
   return x * scale, scale
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 import pallas_kernels
 from titans_jax.memory import chunk as chunk_lib
+from titans_jax.memory import hopper
 from titans_jax.memory import layout as layout_lib
 from titans_jax.memory import networks
 from titans_jax.memory import sharding
@@ -152,7 +153,8 @@ def scan_chunks(
 
 def _scan_per_channel(options, carry, chunks, constants, *, group, recompute):
   if options.implementation == "auto":
-    _log_once(options, "gates alpha per output channel have no matrix form")
+    reason = "gates alpha per output channel have no matrix form"
+    _log_once(options, reason, reason)
   step = functools.partial(chunk_lib.step_per_channel, options)
   return lax_scan(
       step, carry, chunks, constants, group=group, recompute=recompute
@@ -189,35 +191,60 @@ def _scan_scalar(options, carry, chunks, constants, *, group, recompute):
         interpret=interpret,
     )
 
-  if options.implementation == "xla":
-    carry, ys = by_lax(carry, prepared, constants)
-  elif options.implementation == "pallas":
-    carry, ys = by_kernel(carry, prepared, constants)
-  else:
-    reason = pallas_kernels.why_not(step, carry, prepared, constants)
-    _log_once(options, reason)
-    if reason is None:
-      carry, ys = jax.lax.platform_dependent(
-          carry,
-          prepared,
-          constants,
-          tpu=functools.partial(by_kernel, interpret=False),
-          default=by_lax,
-      )
+  arguments = carry, prepared, constants
+  run, kernels = by_lax, {}
+  if options.implementation != "xla":
+    not_cuda = hopper.why_not(options, *arguments)
+    if not_cuda is None:
+      kernels["cuda"] = functools.partial(by_hopper, step, group=group)
+    if options.implementation == "pallas":
+      run = by_kernel
     else:
-      carry, ys = by_lax(carry, prepared, constants)
+      not_tpu = pallas_kernels.why_not(step, *arguments)
+      if not_tpu is None:
+        kernels["tpu"] = functools.partial(by_kernel, interpret=False)
+      _log_once(options, not_tpu, not_cuda)
+  if kernels:
+    run = functools.partial(jax.lax.platform_dependent, **kernels, default=run)
+  carry, ys = run(*arguments)
   carry = chunk_lib.turn_back(options, carry, chunks.keys.shape[-1])
   return carry, over_chunks(chunk_lib.restore)(*ys)
 
 
+def by_hopper(step: chunk_lib.Step, carry, prepared, constants, *, group=None):
+  """Runs prepared chunks as one kernel on Hopper GPUs, where `hopper` can."""
+  # It recomputes a group of chunks at a time, and keeps all in between.
+  by_lax = functools.partial(lax_scan, step, recompute=False)
+  return hopper.scan(
+      step.options,
+      by_lax,
+      carry,
+      chunk_lib.with_coefficients(prepared),
+      constants,
+      group=group,
+  )
+
+
 @functools.cache
-def _log_once(options: chunk_lib.Rule, reason: str | None) -> None:
-  if reason is None:
-    logging.info(
-        "%s: the fused kernel on TPU, jax.lax.scan elsewhere.", options
-    )
-  else:
-    logging.info("%s: jax.lax.scan everywhere: %s", options, reason)
+def _log_once(
+    options: chunk_lib.Rule, not_tpu: str | None, not_cuda: str | None
+) -> None:
+  """Says which way chunks are scanned on which device."""
+  reasons = {"TPU": not_tpu, "CUDA": not_cuda}
+  kernels = [device for device, reason in reasons.items() if reason is None]
+  where = f"a kernel on {' and '.join(kernels)}, " if kernels else ""
+  why = "".join(
+      f"; none on {device}: {reason.rstrip('.')}"
+      for device, reason in reasons.items()
+      if reason is not None
+  )
+  logging.info(
+      "%s: %sjax.lax.scan %s%s.",
+      options,
+      where,
+      "elsewhere" if kernels else "everywhere",
+      why,
+  )
 
 
 def lax_scan(

@@ -1,0 +1,266 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel for Hopper GPUs: equal to `jax.lax.scan`, and compiled, without one."""
+
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import pytest
+
+import pallas_kernels
+from pallas_kernels import _aot_gpu
+from pallas_kernels import _problems
+from pallas_kernels import selfcheck
+from tests.memory import kernel_test
+from tests.memory import testing
+from titans_jax import memory
+from titans_jax.memory import chunk as chunk_lib
+from titans_jax.memory import hopper
+from titans_jax.memory import scanning
+
+
+def interpreted(test):
+  """Puts the kernel, interpreted in the TPU kernel's place. A race raises."""
+  if not hasattr(hopper.plgpu, "InterpretGPUParams"):
+    test.skipTest(f"Interpreting takes jax 0.12, this is {jax.__version__}.")
+  params = hopper.plgpu.InterpretGPUParams(
+      detect_races=True, uninitialized_memory="nan"
+  )
+
+  def run(step, carry, prepared, constants, *, group, interpret):
+    del interpret
+    return hopper.scan(
+        step.options,
+        functools.partial(scanning.lax_scan, step, recompute=False),
+        carry,
+        chunk_lib.with_coefficients(prepared),
+        constants,
+        group=group,
+        interpret=params,
+    )
+
+  return mock.patch.object(pallas_kernels, "fused_scan", run)
+
+
+class InterpretedTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.enter_context(jax.enable_x64(False))
+
+  @parameterized.named_parameters(
+      # Two warpgroups, two groups of states, a chunk that stays open.
+      ("two_warpgroups", 8, {"length": 40, "mask": True}),
+      (
+          "held_gates_kept_in_groups",
+          4,
+          {
+              "length": 64,
+              "gates_per_chunk": True,
+              "checkpoint_every": 2,
+          },
+      ),
+  )
+  def test_equals_lax_scan(self, expansion, options):
+    inputs = testing.make_inputs(
+        memory.MLP(expansion=expansion),
+        batch=1,
+        heads=1,
+        dim=16,
+        chunk=16,
+        dtype=jnp.float32,
+        **options,
+    )
+    # Gentle writes: a chunk's tokens are many for so small a memory.
+    gates = inputs.tokens["gates"]
+    inputs.tokens["gates"] = dataclasses.replace(
+        gates, learning_rate=0.1 * gates.learning_rate
+    )
+    with interpreted(self):
+      actual = kernel_test.gradients(inputs, "pallas")
+    testing.assert_close(actual, kernel_test.gradients(inputs, "xla"), 1e-5)
+
+  def test_rounds_as_much_as_lax_scan(self):
+    problem = _problems.Problem(
+        head_dim=16,
+        chunk=16,
+        depth=2,
+        hidden=64,
+        batch=1,
+        heads=2,
+        length=40,
+        mask=True,
+        dtype="bfloat16",
+    )
+    inputs = problem.inputs()
+    cotangents = _problems.cotangents(problem, inputs)
+
+    def run(name, dtype="bfloat16"):
+      scan = _problems.implementation(name)
+      problem_ = dataclasses.replace(problem, dtype=dtype)
+      return _problems.backward(scan, problem_)(inputs, cotangents)
+
+    exact, rounded = run("xla", "float32"), run("xla")
+    with interpreted(self):
+      kernel = run("pallas")
+    for actual, expected, reference in zip(kernel, rounded, exact):
+      error, name = selfcheck.largest_error(actual, reference)
+      bound, _ = selfcheck.largest_error(expected, reference)
+      # It rounds momentum and a few products' operands once more.
+      self.assertLess(error, hopper.ROUNDING * bound, name)
+
+
+class WhyNotTest(parameterized.TestCase):
+
+  def reason(self, net=None, *, dim=64, chunk=16, dtype="bfloat16", **options):
+    rule = chunk_lib.Rule(
+        net or memory.MLP(), dtype=dtype and jnp.dtype(dtype), **options
+    )
+    return hopper.why_not_shape(rule, (1, 1, 2, chunk, dim))
+
+  @parameterized.product(dim=(16, 32, 48, 64), chunk=(16, 32, 64))
+  def test_chunks_that_registers_suffice_for(self, dim, chunk):
+    reason = self.reason(dim=dim, chunk=chunk)
+    self.assertEqual(reason is None, chunk <= hopper.LONGEST_CHUNK[dim])
+
+  @parameterized.parameters(
+      ({"dim": 128}, "head dimensions of 16, 32, 48, 64, not of 128"),
+      ({"chunk": 24}, "chunks of 16 tokens at head dimension 64, not of 24"),
+      ({"dtype": None}, "of bfloat16"),
+      ({"net": memory.MLP(expansion=2)}, "256 hidden units, not 128"),
+  )
+  def test_sizes(self, options, message):
+    self.assertRegex(self.reason(**options), message)
+
+  @parameterized.parameters(
+      ({"depth": 3}, {}, "not for MLP.depth=3"),
+      ({"activation": "silu"}, {}, "silu"),
+      ({}, {"max_grad_norm": 1.0}, "no max_grad_norm"),
+      ({}, {"momentum": False}, "without momentum"),
+      ({}, {"resets": [(0, 4)]}, "start documents"),
+  )
+  def test_rules(self, net, options, message):
+    inputs = testing.make_inputs(
+        memory.MLP(**net), dim=16, dtype=jnp.float32, **options
+    )
+    reasons = []
+
+    def note(rule, carry, chunks, constants):
+      del chunks
+      reasons.append(hopper.why_not_rule(rule, carry, constants))
+      return "noted"
+
+    with mock.patch.object(hopper, "why_not", note):
+      inputs.call("auto")
+    self.assertRegex(reasons[0], message)
+
+  def test_states_are_kept_where_memory_allows(self):
+    self.assertEqual(hopper.choose_kept(64, 2**10, None), 1)
+    self.assertEqual(hopper.choose_kept(64, 2**25, None), 4)
+    # At most about the square root, and a divisor.
+    self.assertEqual(hopper.choose_kept(64, 2**40, None), 8)
+    self.assertEqual(hopper.choose_kept(6, 2**10, 4), 3)
+
+
+def compile_(case: _aot_gpu.Case):
+  """Compiles in a process of its own, where Mosaic reports."""
+  process = subprocess.run(
+      [sys.executable, "-m", _aot_gpu.__name__, json.dumps(vars(case))],
+      capture_output=True,
+      encoding="utf-8",
+      errors="replace",
+      env=os.environ | {"JAX_PLATFORMS": "cpu"} | _aot_gpu.REPORT,
+      check=True,
+  )
+  result = json.loads(process.stdout.splitlines()[-1])
+  return result, _aot_gpu.read_report(process.stdout)
+
+
+class _Compiled(parameterized.TestCase):
+  """Compiles for GPUs that are not there (compiler, not measurement)."""
+
+  def setUp(self):
+    super().setUp()
+    reason = _aot_gpu.why_not()
+    if reason is not None:
+      self.skipTest(reason)
+    # What was compiled for absent devices cannot be read back.
+    option = "jax_persistent_cache_min_compile_time_secs"
+    self.addCleanup(jax.config.update, option, getattr(jax.config, option))
+    jax.config.update(option, float("inf"))
+
+  def check_no_spills(self, target, dim, chunk):
+    result, kernels = compile_(_aot_gpu.Case(target, dim, 4 * dim, chunk, 4))
+    self.assertEqual(
+        set(kernels), {"fused_memory_scan", "fused_memory_scan_keeping"}
+    )
+    for name, kernel in kernels.items():
+      self.assertEqual(kernel["spill_stores"], 0, name)
+      self.assertEqual(kernel["spill_loads"], 0, name)
+      blocks = _aot_gpu.blocks_per_core(
+          target, kernel["registers"], result["threads"], result["shared_bytes"]
+      )
+      self.assertGreaterEqual(blocks, 1)
+
+
+class CompiledTest(_Compiled):
+
+  @parameterized.parameters(48, 64)
+  def test_presets_without_spills(self, dim):
+    self.check_no_spills("h200", dim, chunk=16)
+
+  @parameterized.parameters((64, 16, True), (128, 16, False), (64, 64, False))
+  def test_through_the_scan(self, dim, chunk, expected):
+    problem = _problems.Problem(
+        dim,
+        chunk,
+        depth=2,
+        hidden=4 * dim,
+        batch=1,
+        heads=2,
+        length=2 * chunk,
+        packed=True,
+        dtype="bfloat16",
+    )
+    with jax.enable_x64(False):
+      inputs = jax.eval_shape(problem.inputs)
+      with _aot_gpu.tracing_for("h200") as sharding:
+        scan = functools.partial(problem.scan, "auto")
+        jitted = jax.jit(scan, in_shardings=sharding, out_shardings=sharding)
+        text = jitted.lower(inputs).compile().as_text()
+    self.assertEqual("mosaic_gpu" in text, expected)
+
+  def test_other_gpus_have_no_kernel(self):
+    with _aot_gpu.tracing_for("a100"):
+      reason = hopper.why_not(None, None, None, None)
+    self.assertIn("not for NVIDIA A100", reason)
+
+
+# On the class: absl's parameterized methods lose a mark of their own.
+@pytest.mark.exhaustive
+class EverySizeTest(_Compiled):
+
+  @parameterized.product(
+      target=_aot_gpu.TARGETS,
+      size=[
+          (dim, chunk)
+          for dim, longest in hopper.LONGEST_CHUNK.items()
+          for chunk in (16, 32, 64)
+          if chunk <= longest
+      ],
+  )
+  def test_no_spills(self, target, size):
+    self.check_no_spills(target, *size)
+
+
+if __name__ == "__main__":
+  absltest.main()
