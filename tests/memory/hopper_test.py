@@ -218,23 +218,23 @@ class CompiledTest(_Compiled):
   def test_presets_without_spills(self, dim):
     self.check_no_spills("h200", dim, chunk=16)
 
-  @parameterized.parameters((64, 16, True), (128, 16, False), (64, 64, False))
-  def test_through_the_scan(self, dim, chunk, expected):
+  @parameterized.parameters(("pallas", True), ("auto", False))
+  def test_through_the_scan(self, implementation, expected):
     problem = _problems.Problem(
-        dim,
-        chunk,
+        64,
+        16,
         depth=2,
-        hidden=4 * dim,
+        hidden=256,
         batch=1,
         heads=2,
-        length=2 * chunk,
+        length=32,
         packed=True,
         dtype="bfloat16",
     )
     with jax.enable_x64(False):
       inputs = jax.eval_shape(problem.inputs)
       with _aot_gpu.tracing_for("h200") as sharding:
-        scan = functools.partial(problem.scan, "auto")
+        scan = functools.partial(problem.scan, implementation)
         jitted = jax.jit(scan, in_shardings=sharding, out_shardings=sharding)
         text = jitted.lower(inputs).compile().as_text()
     self.assertEqual("mosaic_gpu" in text, expected)

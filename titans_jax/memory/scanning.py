@@ -195,14 +195,16 @@ def _scan_scalar(options, carry, chunks, constants, *, group, recompute):
   run, kernels = by_lax, {}
   if options.implementation != "xla":
     not_cuda = hopper.why_not(options, *arguments)
-    if not_cuda is None:
-      kernels["cuda"] = functools.partial(by_hopper, step, group=group)
     if options.implementation == "pallas":
       run = by_kernel
+      if not_cuda is None:
+        kernels["cuda"] = functools.partial(by_hopper, step, group=group)
     else:
       not_tpu = pallas_kernels.why_not(step, *arguments)
       if not_tpu is None:
         kernels["tpu"] = functools.partial(by_kernel, interpret=False)
+      # Interpreted and compiled it was, but no GPU has run it yet.
+      not_cuda = not_cuda or "the one there is has to be asked for ('pallas')"
       _log_once(options, not_tpu, not_cuda)
   if kernels:
     run = functools.partial(jax.lax.platform_dependent, **kernels, default=run)
