@@ -320,6 +320,9 @@ class ReadBeforeWriteTest(Properties, parameterized.TestCase):
   variant = "mac"
   overrides = {"read_before_write": True}
 
+  def test_reading_without_learning(self):
+    self.skipTest("The token that waits is written all the same.")
+
 
 class TransformerTest(Properties, parameterized.TestCase):
   variant = "transformer"
