@@ -22,9 +22,7 @@ Array = jax.Array
 class Classifier(nn.Module):
   """Reads a sequence and names its class.
 
-  What the blocks make of the tokens is averaged over them, with weights that are
-  a softmax of learned scores, and mapped linearly. (In a plain mean, in which all
-  scores start, what few tokens say is lost among those of a long sequence.)
+  What the blocks make of the tokens is averaged over them, and mapped linearly.
 
   Attributes:
     config: of the blocks; tokens are below its vocab_size.
@@ -44,14 +42,11 @@ class Classifier(nn.Module):
     )
     self.blocks = blocks.Block(config)
     self.final_norm = linear.rms_norm(config)
-    dtypes: dict[str, Any] = {
-        "dtype": jnp.promote_types(config.dtype, jnp.float32),
-        "param_dtype": config.param_dtype,
-    }
-    # Without a bias, which a softmax would not see.
-    zeros = nn.initializers.zeros_init()
-    self.score = nn.Dense(1, use_bias=False, kernel_init=zeros, **dtypes)
-    self.head = nn.Dense(self.num_classes, **dtypes)
+    self.head = nn.Dense(
+        self.num_classes,
+        dtype=jnp.promote_types(config.dtype, jnp.float32),
+        param_dtype=config.param_dtype,
+    )
 
   def __call__(self, tokens: Array, lengths: Array | None = None) -> Array:
     """Returns logits.
@@ -76,9 +71,13 @@ class Classifier(nn.Module):
       mask = jnp.arange(tokens.shape[1]) < lengths[:, None]
     x, gauges = blocks.read_fresh(self.blocks, x, config, tail_mask=mask)
     x = self.final_norm(x)
-    where = None if mask is None else mask[..., None]
-    weights = nn.softmax(self.score(x), axis=1, where=where)
-    return self.head(jnp.sum(weights * x, axis=1)), gauges
+    x = x.astype(self.head.dtype)
+    if mask is None:
+      return self.head(jnp.mean(x, axis=1)), gauges
+    weights = mask.astype(x.dtype)[..., None]
+    total = jnp.sum(x * weights, axis=1)
+    count = jnp.maximum(jnp.sum(weights, axis=1), 1)
+    return self.head(total / count), gauges
 
   def loss(
       self,

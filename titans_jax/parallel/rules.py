@@ -34,7 +34,7 @@ PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"feed_forward/(gate|up)/kernel", ("embed", "hidden")),
     # Of forecasters and classifiers: small.
     (r"cycle|place", (None, None)),
-    (r"(trend|rest|patch|score|head)/kernel", (None, None)),
+    (r"(trend|rest|patch|head)/kernel", (None, None)),
     (r"scale|bias", (None,)),
 )
 
