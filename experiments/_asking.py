@@ -162,7 +162,7 @@ def _subjects(
   """
   if CHECKPOINT.value is not None:
     trained = _checkpoint.load(CHECKPOINT.value, STEP.value)
-    model, variables, tokenizer, step, data = trained
+    model, variables, tokenizer, step, data, _ = trained
     if step is None:
       raise ValueError(
           f"--checkpoint={CHECKPOINT.value} is an exported model, which does not"
