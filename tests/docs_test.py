@@ -8,17 +8,13 @@ import json
 import os
 import pathlib
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
-import numpy as np
 import pytest
-
-import tests
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted(
@@ -132,125 +128,6 @@ class CommandsTest(absltest.TestCase):
       self.assertEqual(found[line], "", line)
     for line in wrong:
       self.assertNotEqual(found[line], "", line)
-
-
-# What makes a program of the pages one of seconds. Those that are not here are
-# run by tests of their own: plan, schedule, selfcheck, benchmark, read_data.
-_TINY_MODEL = (
-    "--config.model.num_layers=1",
-    "--config.model.model_dim=16",
-    "--config.model.ffn_dim=16",
-)
-SHORTENED = {
-    "pretrain": (
-        *_TINY_MODEL,
-        "--config.data.sequence_length=64",
-        "--config.data.batch_size=2",
-        "--config.data.max_heldout_sequences=2",
-        "--config.train.num_steps=2",
-        "--config.optimizer.warmup_steps=1",
-        "--sample_tokens=2",
-    ),
-    "generate": ("--max_new_tokens=2",),
-    "stream": (),
-    "inspect_checkpoint": ("--max_tokens=20",),
-    "evaluate": ("--batch_size=2",),
-    "export": (),
-    "recall": ("--smoke", *_TINY_MODEL),
-    "report": (),
-    "train_tokenizer": (),
-    "prepare_data": (),
-    "niah": ("--smoke", *_TINY_MODEL, "--tasks=number"),
-    "babilong": ("--smoke", *_TINY_MODEL, "--lengths=600"),
-    "forecast": ("--smoke", *_TINY_MODEL),
-    "genomics": ("--smoke", *_TINY_MODEL),
-    "efficiency": ("--smoke", *_TINY_MODEL, "--lengths=64"),
-}
-# For a measured model, whose sizes are its own.
-_OF_CHECKPOINT = ("--smoke", "--lengths=500", "--tasks=number", "--depths=2")
-
-
-def shortened(line):
-  """Returns a command of a page as a short one's arguments; None: it is run by
-  another test."""
-  words = shlex.split(line, comments=True)
-  module = words[words.index("-m") + 1]
-  name = module.split(".")[1]
-  if name not in SHORTENED or "--num_processes=2" in words:
-    return None
-  more = SHORTENED[name]
-  if name == "niah" and any(w.startswith("--checkpoint") for w in words):
-    more = _OF_CHECKPOINT
-  if name == "niah" and any(w.startswith("--init_from") for w in words):
-    more = ("--smoke", "--tasks=number")
-  return [sys.executable, *words[words.index("-m") :], *more]
-
-
-@pytest.mark.exhaustive
-class RunTest(parameterized.TestCase):
-  """Runs the pages' commands, page by page in their order, shortened."""
-
-  def write_inputs(self, folder):
-    """Writes the files that the pages name."""
-    text = "Some words of a text, again and again. " * 400
-    for name in (
-        "texts/a.txt",
-        "other/b.txt",
-        "book.txt",
-        "chapter.txt",
-        "essays.txt",
-        "books.txt",
-        "0/a.py",
-    ):
-      path = folder / name
-      path.parent.mkdir(exist_ok=True)
-      path.write_text(text)
-    tokenizers = importlib.import_module("tokenizers")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    trainer = tokenizers.trainers.BpeTrainer(special_tokens=["<|endoftext|>"])
-    tokenizer.train_from_iterator([text], trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "data").mkdir()
-    tokenizer.save(str(folder / "data/tokenizer.json"))
-    story = "1 Mary moved to the office.\n2 Where is Mary? \toffice\t1\n" * 9
-    for name in ("qa1_train.txt", "qa1_test.txt"):
-      (folder / name).write_text(story)
-    hours = np.arange("2016-07-01", "2018-07-01", dtype="datetime64[h]")
-    rows = [f"{h},{i % 24},{i % 7}" for i, h in enumerate(hours.astype(str))]
-    rows = [row.replace("T", " ") + "" for row in rows]
-    (folder / "ETTh1.csv").write_text("date,HUFL,OT\n" + "\n".join(rows))
-    parquet = importlib.import_module("pyarrow.parquet")
-    (folder / "fineweb").mkdir()
-    table = importlib.import_module("pyarrow").table({"text": [text] * 3})
-    parquet.write_table(table, folder / "fineweb/a.parquet")
-    (folder / "experiments").symlink_to(ROOT / "experiments")
-
-  @parameterized.parameters(page for page in PAGES if commands(page))
-  def test_commands_run(self, page):
-    folder = pathlib.Path(self.create_tempdir().full_path)
-    self.write_inputs(folder)
-    lines = commands(page)
-    if page != "README.md":  # whose model the others measure
-      lines = [line for line in commands("README.md") if "runs/mine " in line][
-          :1
-      ] + lines
-    for line in lines:
-      command = shortened(line)
-      if command is None:
-        continue
-      done = subprocess.run(
-          command,
-          cwd=folder,
-          env=os.environ
-          | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": tests.QUICK_COMPILES},
-          stdout=subprocess.PIPE,
-          stderr=subprocess.STDOUT,
-          text=True,
-          errors="replace",
-          timeout=600,
-          check=False,
-      )
-      self.assertEqual(done.returncode, 0, f"{line}\n{done.stdout[-3000:]}")
 
 
 class NamesTest(parameterized.TestCase):
