@@ -162,18 +162,25 @@ def _subjects(
   """
   if CHECKPOINT.value is not None:
     trained = _checkpoint.load(CHECKPOINT.value, STEP.value)
-    model, variables, tokenizer, step, data, _ = trained
-    if step is None:
+    if trained.step is None:
       raise ValueError(
           f"--checkpoint={CHECKPOINT.value} is an exported model, which does not"
           " say what it was trained on: give the workdir of its run."
       )
     name = pathlib.Path(CHECKPOINT.value).resolve().name
+    data, tokenizer = trained.data, trained.tokenizer
     length = data["sequence_length"] * data.get("segments", 1)
-    lengths = _lengths(model.config, length, multiples)
+    lengths = _lengths(trained.model.config, length, multiples)
     texts = prepare(tokenizer, lengths)
     yield Subject(
-        name, model, variables, tokenizer, step, length, lengths, texts
+        name,
+        trained.model,
+        trained.variables,
+        tokenizer,
+        trained.step,
+        length,
+        lengths,
+        texts,
     )
     return
   names = VARIANTS.value

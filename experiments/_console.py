@@ -40,20 +40,16 @@ def main() -> None:
     return
   name = sys.argv.pop(1)
   if name.startswith("-"):
-    print(
-        f"Error: titans {name}: flags stand behind the name, titans NAME {name}.",
-        file=sys.stderr,
+    sys.exit(
+        f"Error: titans {name}: flags stand behind the name, titans NAME {name}."
     )
-    sys.exit(1)
   if name not in known:
     close = difflib.get_close_matches(name, known, 1)
     hint = f" Did you mean {close[0]}?" if close else ""
-    print(
+    sys.exit(
         f"Error: titans {name}: there is no such name.{hint} `titans` lists"
-        " them.",
-        file=sys.stderr,
+        " them."
     )
-    sys.exit(1)
   _run(name)
 
 

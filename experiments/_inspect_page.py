@@ -81,12 +81,6 @@ def page(
     pieces: the tokens' texts.
     trace: what was seen at them.
   """
-  values = {
-      name: np.asarray(getattr(trace, name), np.float64)
-      for name, *_ in _MEASURES
-      if name != "loss"
-  }
-  values["loss"] = -np.asarray(trace.log_prob, np.float64)
   data = {
       "pieces": list(pieces),
       "blocks": trace.surprise.shape[1],
@@ -97,7 +91,7 @@ def page(
               "unit": unit,
               "about": explanation,
               # Blocks first; of the whole model there is one.
-              "values": _rounded(np.atleast_2d(values[name].T)),
+              "values": _rounded(np.atleast_2d(getattr(trace, name).T)),
           }
           for name, heading, unit, explanation in _MEASURES
       ],
@@ -202,12 +196,12 @@ const index = (text, size) => /^\\d+$/.test(text) && Number(text) < size;
 if (!index(show.block, data.blocks)) show.block = "mean";
 if (!index(show.token, count)) show.token = null;
 
-function series(measure) {
+function at(measure, t) {
   const rows = measure.values;
-  if (rows.length === 1) return rows[0];
-  if (show.block !== "mean") return rows[show.block];
-  return rows[0].map((_, t) => rows.some(row => row[t] === null) ? null :
-    rows.reduce((sum, row) => sum + row[t], 0) / rows.length);
+  if (rows.length === 1) return rows[0][t];
+  if (show.block !== "mean") return rows[show.block][t];
+  return rows.some(row => row[t] === null) ? null :
+    rows.reduce((sum, row) => sum + row[t], 0) / rows.length;
 }
 const digits = x => x === null ? "not finite" : Number(x.toPrecision(3));
 
@@ -239,7 +233,7 @@ function point(t) {
   const cells = data.measures.map(m => {
     const cell = document.createElement("span");
     const value = document.createElement("b");
-    value.textContent = digits(series(m)[t]);
+    value.textContent = digits(at(m, t));
     cell.append(m.heading + " ", value);
     return cell;
   });
@@ -250,7 +244,7 @@ function point(t) {
 
 function draw() {
   const measure = data.measures.find(m => m.name === show.measure);
-  const values = series(measure);
+  const values = data.pieces.map((_, t) => at(measure, t));
   const finite = values.filter(x => x !== null).sort((a, b) => a - b);
   const least = finite[0] ?? 0, most = finite.at(-1) ?? 1;
   const signed = measure.name === "contribution";

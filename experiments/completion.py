@@ -11,6 +11,7 @@ The fields of a configuration are completed too, those of the default file.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import types
@@ -77,22 +78,29 @@ def main(argv) -> None:
 
 
 def flags_of(name: str) -> list[flags.Flag]:
-  """Returns the flags that an experiment's --help shows.
+  """Returns the flags that an experiment's --help shows."""
+  with importing(f"{__package__}.{name}") as module:
+    return flags.FLAGS.get_key_flags_for_module(module)
 
-  Every experiment defines flags of its own, of the same names as others': they
-  are taken away again, and so are the modules that define them.
+
+@contextlib.contextmanager
+def importing(name: str) -> Iterator[types.ModuleType]:
+  """Imports a program for as long as its flags are needed.
+
+  Every program defines flags of its own, of the same names as others': they are
+  taken away again, and so are the modules of its package that define them.
   """
-  loaded = set(sys.modules)
-  module = importlib.import_module(f"{__package__}.{name}")
-  found = flags.FLAGS.get_key_flags_for_module(module)
-  for flag in found:
-    delattr(flags.FLAGS, flag.name)
-  for other in set(sys.modules) - loaded:
-    package, _, short = other.rpartition(".")
-    if package == __package__:
-      _taken_away.append(sys.modules.pop(other))
-      delattr(sys.modules[package], short)
-  return found
+  before, loaded = set(flags.FLAGS), set(sys.modules)
+  try:
+    yield importlib.import_module(name)
+  finally:
+    for flag in set(flags.FLAGS) - before:
+      delattr(flags.FLAGS, flag)
+    for other in set(sys.modules) - loaded:
+      package, _, short = other.rpartition(".")
+      if package == name.rpartition(".")[0]:
+        _taken_away.append(sys.modules.pop(other))
+        delattr(sys.modules[package], short)
 
 
 def _words(found: list[flags.Flag]) -> Iterator[str]:

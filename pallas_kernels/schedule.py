@@ -146,8 +146,7 @@ def compile_for_gpu(case: _aot_gpu.Case) -> list[dict[str, Any]]:
   """
   environment = os.environ | {"JAX_PLATFORMS": "cpu"} | _aot_gpu.REPORT
   cut, text = _run(_aot_gpu.__name__, case, environment)
-  report = _aot_gpu.read_report(text)
-  names = {
+  directions = {
       "fused_memory_scan": "forward",
       "fused_memory_scan_keeping": "forward, kept",
   }
@@ -155,22 +154,22 @@ def compile_for_gpu(case: _aot_gpu.Case) -> list[dict[str, Any]]:
       {
           "source": "compiler",
           "kernel": "hopper",
-          "direction": direction,
+          "direction": directions[name],
           "target": case.target,
           "head_dim": case.head_dim,
           "hidden": case.hidden,
           "chunk": case.chunk,
-          **report[name],
+          **kernel,
           "threads": cut["threads"],
           "shared_bytes": cut["shared_bytes"],
           "blocks_per_core": _aot_gpu.blocks_per_core(
               case.target,
-              report[name]["registers"],
+              kernel["registers"],
               cut["threads"],
               cut["shared_bytes"],
           ),
       }
-      for name, direction in names.items()
+      for name, kernel in _aot_gpu.read_report(text).items()
   ]
 
 
@@ -331,14 +330,23 @@ def main(argv) -> None:
           " or newer."
       )
     compile_one: Any = compile_for_gpu
-    table, compiler = _table_gpu, "jaxlib"
+    table, compiler, device = _table_gpu, "jaxlib", _TARGET.value
+    about = (
+        "Registers a thread, bytes spilled, threads and shared memory a block,"
+        " blocks a multiprocessor."
+    )
   elif importlib.util.find_spec("libtpu") is None:
     sys.exit(
         "Error: the TPU compiler, libtpu, is not installed: pip install"
         " 'titans-jax[tpu]'."
     )
   else:
-    compile_one, table, compiler = compile_and_count, _table, "libtpu"
+    compile_one, table = compile_and_count, _table
+    compiler, device = "libtpu", _CHIP.value
+    about = (
+        "Bundles, least cycles and spills per token and head; units: share of"
+        " their uses; VMEM in MiB."
+    )
   rows: list[dict[str, Any]] = []
   for case in _cases():
     try:
@@ -352,18 +360,7 @@ def main(argv) -> None:
   versions = ", ".join(
       f"{name} {importlib.metadata.version(name)}" for name in ("jax", compiler)
   )
-  if _TARGET.value is not None:
-    print(
-        f"Source: compiler ({versions}), {_TARGET.value}. Registers a thread,"
-        " bytes spilled, threads and shared memory a block, blocks a"
-        " multiprocessor."
-    )
-  else:
-    print(
-        f"Source: compiler ({versions}), {_CHIP.value}. Bundles, least cycles"
-        " and spills per token and head; units: share of their uses; VMEM in"
-        " MiB."
-    )
+  print(f"Source: compiler ({versions}), {device}. {about}")
   print(table(rows))
 
 

@@ -5,16 +5,16 @@
     python -m tests.docs_flags < LINES
 
 Reads command lines, one a line, and prints for each a JSON string: what is wrong
-with it, empty where nothing is. Flags belong to a process, and programs define
-some of the same names: each is imported here, and its flags taken away again.
+with it, empty where nothing is.
 """
 
-import importlib
 import json
 import shlex
 import sys
 
 from absl import flags
+
+from experiments import completion
 
 
 def problem(line: str) -> str:
@@ -22,24 +22,18 @@ def problem(line: str) -> str:
   words = shlex.split(line, comments=True)
   start = words.index("-m") + 1
   name, arguments = words[start], words[start + 1 :]
-  known = set(flags.FLAGS)
   # ml_collections looks for the overrides of a configuration there.
   sys.argv = [name, *arguments]
   try:
-    importlib.import_module(name)
-    rest = flags.FLAGS(sys.argv)[1:]
+    with completion.importing(name):
+      rest = flags.FLAGS(sys.argv)[1:]
     return f"arguments without a flag: {rest}" if rest else ""
   except (flags.Error, ImportError, LookupError, AttributeError) as error:
     return f"{type(error).__name__}: {error}"
   except (OSError, TypeError, ValueError) as error:
     return f"{type(error).__name__}: {error}"
   finally:
-    for defined in set(flags.FLAGS) - known:
-      delattr(flags.FLAGS, defined)
     flags.FLAGS.unparse_flags()
-    for module in list(sys.modules):
-      if module.split(".")[0] == "experiments" or module == name:
-        del sys.modules[module]
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every token of a text is scored once, as the model's logits have it."""
 
+import functools
 import math
 
 from absl.testing import parameterized
@@ -40,15 +41,16 @@ class ScoreTextTest(parameterized.TestCase):
     texts = [b"one two three four five six", b"", b"seven"]
     tokenizer = tokenizers.ByteTokenizer()
     seen = []
-    scores = perplexity.score_text(
+    score = functools.partial(
+        perplexity.score_text,
         model,
         variables,
         tokenizer,
         texts,
         length=12,
         batch_size=2,
-        progress=seen.append,
     )
+    scores = score(progress=seen.append)
     self.assertEqual(seen, sorted(seen))
     self.assertEqual(seen[-1], scores.count.sum())
     apply = jax.jit(model.apply)
@@ -83,15 +85,7 @@ class ScoreTextTest(parameterized.TestCase):
     )
     self.assertEqual(sum(row[3] for row in rows), 34)
     with self.subTest("the first tokens only"):
-      some = perplexity.score_text(
-          model,
-          variables,
-          tokenizer,
-          texts,
-          length=12,
-          batch_size=2,
-          max_tokens=13,
-      )
+      some = score(max_tokens=13)
       self.assertEqual((some.count.sum(), some.text_bytes), (13, 13))
 
   def test_nothing_to_score(self):

@@ -49,6 +49,11 @@ class Trace(NamedTuple):
   weight_norm: np.ndarray
 
   @property
+  def loss(self) -> np.ndarray:
+    """-log p of a token, nats: [T]."""
+    return -self.log_prob
+
+  @property
   def contribution(self) -> np.ndarray:
     """What learning from the text added to a token's log p, nats: [T]."""
     return self.log_prob - self.log_prob_unlearned
