@@ -90,12 +90,31 @@ def chip_name() -> str:
 
 
 def _generation() -> str | None:
-  device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-  kinds = [] if device is None else [device.device_kind]
+  kind = _meant()
+  kinds = [] if kind is None else [kind]
   kinds.append(jax.devices()[0].device_kind)
   return next(
       (GENERATIONS[kind] for kind in kinds if kind in GENERATIONS), None
   )
+
+
+def _meant() -> str | None:
+  """Returns the kind of device of the current mesh, if that says so."""
+  device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+  return None if device is None else device.device_kind
+
+
+def gpu_kind() -> str | None:
+  """Returns the kind of NVIDIA GPU that a program is traced for.
+
+  That of the current mesh, also of one that is not there, else the default
+  device's; None if that is no such GPU.
+  """
+  kind = _meant()
+  if kind is not None:
+    return kind if "NVIDIA" in kind else None
+  default = jax.devices()[0]
+  return default.device_kind if default.platform == "gpu" else None
 
 
 def choose_tile(

@@ -22,7 +22,7 @@ from titans_jax.models import presets
 _interpreted = functools.partial(splash.attend, interpret=True)
 
 
-def _arguments(length, size, prefix, head_dim, parts):
+def make_arguments(length, size, prefix, head_dim, parts):
   """Returns the arguments of `attend_causally`, and a cotangent."""
   shapes = {
       "queries": (2, length),
@@ -79,7 +79,7 @@ class SplashTest(parameterized.TestCase):
   def test_equals_plain_attention(
       self, length, size, prefix, head_dim, window, parts, positions
   ):
-    arguments, cotangent = _arguments(length, size, prefix, head_dim, parts)
+    arguments, cotangent = make_arguments(length, size, prefix, head_dim, parts)
     if positions is not None:
       positions = jnp.array(positions, jnp.int32)
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from titans_jax.layers import cudnn
 from titans_jax.layers import linear
 from titans_jax.layers import rotary
 from titans_jax.layers import splash
@@ -105,8 +106,9 @@ def attend_causally(
 ) -> Array:
   """Softmax attention over the prefix and the keys behind every query.
 
-  On TPU by JAX's splash kernels, elsewhere (and where `splash.why_not` tells
-  why, which is logged once) by `attend` in blocks of the window.
+  On TPU by JAX's splash kernels, on NVIDIA GPUs by cuDNN; elsewhere, and where
+  `why_not` of either has a reason, which is logged once, by `attend` in blocks of
+  the window.
 
   Args:
     queries: unrotated, for the prefix, [B, T, H, D].
@@ -122,15 +124,17 @@ def attend_causally(
     [B, T, H, D].
   """
   run = functools.partial(_attend_in_blocks, window=window)
-  reason = splash.why_not(queries)
-  if reason:
-    _log_once(f"Attention without kernels on TPU too, because {reason}.")
-  else:
-    run = functools.partial(
-        jax.lax.platform_dependent,
-        tpu=functools.partial(splash.attend, window=window),
-        default=run,
-    )
+  kernels = {}
+  for platform, kernel, reason in (
+      ("tpu", splash, splash.why_not(queries)),
+      ("cuda", cudnn, cudnn.why_not(queries, parts, positions)),
+  ):
+    if reason is None:
+      kernels[platform] = functools.partial(kernel.attend, window=window)
+    else:
+      _log_once(f"Attention without kernels on {platform}, because {reason}.")
+  if kernels:
+    run = functools.partial(jax.lax.platform_dependent, **kernels, default=run)
   return sharding.over_rows_and_heads(
       run, queries, rotated, prefix, tuple(parts), positions, heads=2
   )

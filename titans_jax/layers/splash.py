@@ -2,16 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Causal attention behind a prefix on TPU, by JAX's splash kernels.
 
-Queries meet the prefix unrotated and the sequence rotated, so no single query
-will do for both. Each is given to a kernel of its own, with the queries that it
-needs, and the two softmaxes become one by their log-sum-exps:
-
-    o = sum_i exp(z_i - z) o_i,     z = log sum_i exp(z_i)
-
-Backward, a kernel computes the weights exp(score - z) from a saved z, and the
-rest from o and its cotangent. Given the *joint* o and z it returns the joint
-softmax's own gradient: nothing is differentiated through z_i, which the kernels
-do not support. That is why the backward kernels are called here by hand.
+One kernel attends to the prefix, one to the sequence, and `joint` makes of both
+one softmax; for that their backward kernels are called here by hand.
 
 The alternative is one kernel over twice the channels, [rotated | unrotated]. It
 costs the same up to D = 64, where half of the matrix unit would idle, but 40%
@@ -34,6 +26,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 import jax.numpy as jnp
 import numpy as np
+
+from titans_jax.layers import joint
 
 Array = jax.Array
 
@@ -72,7 +66,11 @@ def attend(
   call in `jax.shard_map` over axis 0 (but not the prefix's) and axis 2.
   """
   _, length, num_heads, head_dim = queries.shape
-  sizes = {"num_heads": num_heads, "queries": length}
+  sizes = {
+      "num_heads": num_heads,
+      "queries": length,
+      "interpret": interpret,
+  }
   size, count = parts[0][0].shape[1], len(parts)
   ids = None
   if positions is not None:
@@ -83,15 +81,15 @@ def attend(
 
   def pair(queries, keys_values, ids=None):
     queries = heads_first(queries) * head_dim**-0.5
-    return _Inputs(queries, *map(heads_first, keys_values), ids)
+    return joint.Inputs(queries, *map(heads_first, keys_values), ids)
 
   sequence = [jnp.concatenate(x, axis=1) for x in zip(*parts)]
-  shapes = [_Shape(keys=count * size, window=window, parts=count, **sizes)]
+  kernels = [_Kernel(keys=count * size, window=window, parts=count, **sizes)]
   inputs = [pair(rotated, sequence, ids)]
   if prefix[0].shape[1]:
-    shapes.append(_Shape(keys=prefix[0].shape[1], **sizes))
+    kernels.append(_Kernel(keys=prefix[0].shape[1], **sizes))
     inputs.append(pair(queries, prefix))
-  outputs = _joint_attention(tuple(shapes), interpret, tuple(inputs))
+  outputs = joint.attend(tuple(kernels), tuple(inputs))
   return heads_first(outputs)
 
 
@@ -107,12 +105,14 @@ def _document_ids(positions: Array, size: int, parts: int):
   return first, jnp.tile(keys, parts)
 
 
-class _Shape(NamedTuple):
-  """What a kernel is made for. window None: every query sees every key."""
+class _Kernel(NamedTuple):
+  """splash's kernel for some sizes; inputs have heads first, and queries are
+  scaled. window None: every query sees every key."""
 
   num_heads: int
   queries: int
   keys: int
+  interpret: bool
   window: int | None = None
   parts: int = 1
 
@@ -124,22 +124,23 @@ class _Shape(NamedTuple):
     behind = query + (size - self.queries) - key % size
     return real & (behind >= 0) & (behind < self.window)
 
+  def forward(self, inputs: joint.Inputs) -> tuple[Array, Array]:
+    return _rows(functools.partial(_forward, self), inputs)
 
-class _Inputs(NamedTuple):
-  """Scaled queries [B, H, T, D]; keys and values [B or 1, H, S, D]; ids."""
+  def backward(self, inputs, outputs, z, cotangent):
+    run = functools.partial(_backward, self)
+    return _rows(run, inputs, outputs, z, cotangent, like=inputs[:3])
 
-  queries: Array
-  keys: Array
-  values: Array
-  ids: tuple[Array, Array] | None
+  def per_query(self, z: Array) -> Array:
+    return z[..., None]
 
 
 class _Mask(splash_mask.Mask):
-  """A shape's mask, computed block by block."""
+  """A kernel's mask, computed block by block."""
 
-  def __init__(self, size: tuple[int, int], shape: _Shape):
+  def __init__(self, size: tuple[int, int], kernel: _Kernel):
     self._size = size
-    self._shape = shape
+    self._kernel = kernel
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -147,7 +148,7 @@ class _Mask(splash_mask.Mask):
 
   def __getitem__(self, index) -> np.ndarray:
     query, key = (np.arange(n)[i] for n, i in zip(self._size, index))
-    return self._shape.sees(query[:, None], key[None])
+    return self._kernel.sees(query[:, None], key[None])
 
 
 def _block(size: int) -> int:
@@ -160,7 +161,7 @@ def _block(size: int) -> int:
 
 
 @functools.lru_cache(maxsize=128)
-def _kernel(shape: _Shape, interpret: bool):
+def _compiled(shape: _Kernel):
   """Returns the kernel with its blocks, for whole blocks of tokens."""
   query_block, key_block = _block(shape.queries), _block(shape.keys)
   mask = _Mask(
@@ -185,7 +186,7 @@ def _kernel(shape: _Shape, interpret: bool):
         head_shards=1,
         q_seq_shards=1,
         save_residuals=True,
-        interpret=interpret,
+        interpret=shape.interpret,
     )
     # Held for any device that a program is compiled for.
     return jax.tree.map(np.asarray, kernel)
@@ -196,51 +197,7 @@ def _kernel(shape: _Shape, interpret: bool):
     return thread.submit(make).result(), mask.shape
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _joint_attention(
-    shapes: tuple[_Shape, ...], interpret: bool, inputs: tuple[_Inputs, ...]
-) -> Array:
-  """Returns [B, H, T, D], one softmax over the keys of all inputs."""
-  return _joint_attention_fwd(shapes, interpret, inputs)[0]
-
-
-def _joint_attention_fwd(shapes, interpret, inputs):
-  results = [
-      _rows(functools.partial(_forward, shape, interpret), x)
-      for shape, x in zip(shapes, inputs)
-  ]
-  if len(results) == 1:
-    ((outputs, total),) = results
-  else:
-    total = functools.reduce(jnp.logaddexp, (z for _, z in results))
-    weighted = (jnp.exp(z - total)[..., None] * y for y, z in results)
-    outputs = sum(weighted).astype(inputs[0].queries.dtype)
-  return outputs, (inputs, outputs, total)
-
-
-def _joint_attention_bwd(shapes, interpret, saved, cotangent):
-  inputs, *joint = saved
-  return (
-      tuple(
-          _Inputs(
-              *_rows(
-                  functools.partial(_backward, shape, interpret),
-                  x,
-                  *joint,
-                  cotangent,
-                  like=x[:3],
-              ),
-              None,
-          )
-          for shape, x in zip(shapes, inputs)
-      ),
-  )
-
-
-_joint_attention.defvjp(_joint_attention_fwd, _joint_attention_bwd)
-
-
-def _rows(function, inputs: _Inputs, *args, like=None):
+def _rows(function, inputs: joint.Inputs, *args, like=None):
   """Maps function over batch rows; what has one row serves all, and so its
   gradient, where `like` names arguments, is the sum over all."""
   batch = inputs.queries.shape[0]
@@ -271,19 +228,19 @@ def _padded(size, queries, keys, values, ids):
   return _pad(queries, size[0], 1), keys, values, ids
 
 
-def _forward(shape, interpret, *row):
+def _forward(shape, *row):
   """Returns [H, T, D] and the log-sum-exps of the scores, float32 [H, T]."""
-  kernel, size = _kernel(shape, interpret)
+  kernel, size = _compiled(shape)
   *qkv, ids = _padded(size, *row)
   outputs, (total,) = kernel(*qkv, segment_ids=ids)
   return outputs[:, : shape.queries], total[:, : shape.queries]
 
 
-def _backward(shape, interpret, queries, keys, values, ids, *joint):
+def _backward(shape, queries, keys, values, ids, *results):
   """Returns the gradients by queries, keys and values of one row."""
-  kernel, size = _kernel(shape, interpret)
+  kernel, size = _compiled(shape)
   # Zeros as the cotangent make padded queries count for nothing.
-  outputs, total, cotangent = (_pad(x, size[0], 1) for x in joint)
+  outputs, total, cotangent = (_pad(x, size[0], 1) for x in results)
   *qkv, ids = _padded(size, queries, keys, values, ids)
   options = kernel.kwargs
   # splash's public interface has no backward pass by itself.

@@ -34,6 +34,7 @@ import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
+from pallas_kernels import tuning
 from titans_jax.memory import chunk as chunk_lib
 from titans_jax.memory import dual
 from titans_jax.memory import networks
@@ -67,7 +68,8 @@ class _State(NamedTuple):
   Attributes:
     weights: both layers', in the products' dtype.
     momentum: both layers', likewise.
-    rest: what rounding left of the weights.
+    rest: what rounding left of the weights; as a result, the first D of 64
+      columns: it comes out through buffers as wide.
   """
 
   weights: tuple[Array, Array]
@@ -167,21 +169,12 @@ def why_not(
   """
   if plgpu is None or not hasattr(plgpu, "InterpretGPUParams"):
     return f"the kernel for Hopper needs jax 0.12, this is {jax.__version__}"
-  kind = _gpu_kind()
+  kind = tuning.gpu_kind()
   if kind is not None and "H100" not in kind and "H200" not in kind:
     return f"the kernel is for H100 and H200, not for {kind}"
   return why_not_rule(options, carry, constants) or why_not_shape(
       options, chunks.keys.shape
   )
-
-
-def _gpu_kind() -> str | None:
-  """Returns the kind of GPU that the program is traced for, if it is known."""
-  device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-  if device is not None:
-    return device.device_kind if "NVIDIA" in device.device_kind else None
-  default = jax.devices()[0]
-  return default.device_kind if default.platform == "gpu" else None
 
 
 def why_not_rule(options, carry, constants) -> str | None:
@@ -383,16 +376,22 @@ def _kernel(shape: _Shape, interpreted: bool, state, chunks, results, scratch):
   plgpu.barrier_wait(state_came)
 
   def store(target, where, rest):
-    """Starts to write the state to main memory."""
+    """Starts to write the state to main memory, through the hidden units' buffers
+    where it is in registers; W and S have to be waited for."""
+    of_layers = tuple(zip((acts, reads), target.rest))
+    for t, layers in zip(own, rest):
+      for layer, (here, _) in zip(layers, of_layers):
+        here[t + zero(), :, :width] = layer
+    plgpu.commit_smem()
+    for t in own:
+      for here, there in of_layers:
+        plgpu.copy_smem_to_gmem(here.at[t], there.at[*where, t])
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
     @leads
     def _():
       for here, there, t in state_pairs(target):
         plgpu.copy_smem_to_gmem(here, there.at[*where, t])
-
-    for t, layers in zip(own, rest):
-      for layer, there in zip(layers, target.rest):
-        plgpu.store(there.at[*where, t + zero()], layer, optimized=False)
 
   def update(layer, t, n, rest, changes):
     """Writes a tile's next W and S, given each one's change; returns the rest.
@@ -555,12 +554,15 @@ def _kernel(shape: _Shape, interpreted: bool, state, chunks, results, scratch):
 
   rest = jax.lax.fori_loop(0, shape.chunks, step, rest)
   store(last, (instance,), rest)
-  leads(lambda: plgpu.wait_smem_to_gmem(0))
+  plgpu.wait_smem_to_gmem(0)
 
 
 def _state_types(shape: _Shape, *lead: int) -> _State:
-  x = jax.ShapeDtypeStruct((*lead, shape.tiles, TILE, shape.width), shape.dtype)
-  return _State((x, x), (x, x), (x, x))
+  def tiles(width):
+    return jax.ShapeDtypeStruct((*lead, shape.tiles, TILE, width), shape.dtype)
+
+  x, rest = tiles(shape.width), tiles(TILE)
+  return _State((x, x), (x, x), (rest, rest))
 
 
 def _scratch(shape: _Shape):
@@ -668,7 +670,8 @@ def _unpack(state: _State, lead: tuple[int, ...], like) -> chunk_lib.Carry:
     return jnp.swapaxes(x, -1, -2)
 
   whole = jax.tree.map(
-      lambda w, rest: w.astype(jnp.float32) + rest.astype(jnp.float32),
+      lambda w, rest: w.astype(jnp.float32)
+      + rest[..., : w.shape[-1]].astype(jnp.float32),
       state.weights,
       state.rest,
   )
