@@ -123,7 +123,7 @@ class Case:
 def why_not() -> str | None:
   """Returns why this machine cannot compile for GPUs; None: it can."""
   if not hasattr(hopper.plgpu, "InterpretGPUParams"):
-    return f"Mosaic GPU of jax 0.12 is missing, this is {jax.__version__}"
+    return f"Mosaic GPU of jax 0.11 is missing, this is {jax.__version__}"
   try:
     found = importlib.util.find_spec("jax_cuda13_plugin")
   except ValueError:  # Known, and hidden.

@@ -8,13 +8,17 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import numpy as np
 import pytest
+
+import tests
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted(
@@ -128,6 +132,93 @@ class CommandsTest(absltest.TestCase):
       self.assertEqual(found[line], "", line)
     for line in wrong:
       self.assertNotEqual(found[line], "", line)
+
+
+# Programs that a test of their own runs from the command line.
+ELSEWHERE = {
+    "experiments.plan": "experiments/plan_test.py",
+    "experiments.read_data": "experiments/plan_test.py",
+    "experiments.recall": "experiments/recall_test.py",
+    "experiments.niah": "experiments/asking_test.py",
+    "experiments.babilong": "experiments/asking_test.py",
+    "experiments.forecast": "experiments/forecast_test.py",
+    "experiments.genomics": "experiments/genomics_test.py",
+    "experiments.ablations": "experiments/ablations_test.py",
+    "experiments.efficiency": "experiments/efficiency_test.py",
+    "pallas_kernels.selfcheck": "pallas_kernels/selfcheck_test.py",
+    "pallas_kernels.benchmark": "pallas_kernels/benchmark_test.py",
+    "pallas_kernels.schedule": "pallas_kernels/schedule_test.py",
+}
+# What makes of the others' commands those of seconds.
+SHORTER = {
+    "experiments.pretrain": (
+        "--config.model.num_layers=1",
+        "--config.model.model_dim=16",
+        "--config.model.ffn_dim=16",
+        "--config.data.sequence_length=64",
+        "--config.data.batch_size=2",
+        "--config.data.max_heldout_sequences=2",
+        "--config.train.num_steps=2",
+        "--config.optimizer.warmup_steps=1",
+        "--sample_tokens=2",
+    ),
+    "experiments.generate": ("--max_new_tokens=2",),
+    "experiments.inspect_checkpoint": ("--max_tokens=20",),
+    "experiments.evaluate": ("--batch_size=2",),
+}
+
+
+@pytest.mark.slow
+class RunTest(absltest.TestCase):
+  """Runs the commands, in the pages' order, shortened."""
+
+  def write_inputs(self, folder):
+    """Writes the files that the pages name."""
+    tokenizers = importlib.import_module("tokenizers")
+    pyarrow = importlib.import_module("pyarrow")
+    parquet = importlib.import_module("pyarrow.parquet")
+    words = np.random.default_rng(0).choice(["one", "two", "three", "."], 8000)
+    text = " ".join(words)
+    for name in ("texts/a.txt", "other/b.txt", "book.txt", "chapter.txt"):
+      path = folder / name
+      path.parent.mkdir(exist_ok=True)
+      path.write_text(text)
+    tokenizer = tokenizers.ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator([text], special_tokens=["<|endoftext|>"])
+    for path in (folder / "tokenizer.json", folder / "data/tokenizer.json"):
+      path.parent.mkdir(exist_ok=True)
+      tokenizer.save(str(path))
+    (folder / "fineweb").mkdir()
+    table = pyarrow.table({"text": [text] * 3})
+    parquet.write_table(table, folder / "fineweb/a.parquet")
+    (folder / "experiments").symlink_to(ROOT / "experiments")
+
+  def test_commands_run(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    self.write_inputs(folder)
+    pages = sorted(PAGES, key=lambda page: page != "README.md")
+    for line in dict.fromkeys(x for page in pages for x in commands(page)):
+      words = shlex.split(line, comments=True)
+      words = words[words.index("-m") + 1 :]
+      if words[0] in ELSEWHERE:
+        test = (ROOT / "tests" / ELSEWHERE[words[0]]).read_text()
+        self.assertIn(words[0].split(".")[1], test)
+        continue
+      if "--num_processes=2" in words:  # Run by pretrain_test.
+        continue
+      done = subprocess.run(
+          [sys.executable, "-m", *words, *SHORTER.get(words[0], ())],
+          cwd=folder,
+          env=os.environ
+          | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": tests.QUICK_COMPILES},
+          stdout=subprocess.PIPE,
+          stderr=subprocess.STDOUT,
+          text=True,
+          errors="replace",
+          timeout=300,
+          check=False,
+      )
+      self.assertEqual(done.returncode, 0, f"{line}\n{done.stdout[-3000:]}")
 
 
 class NamesTest(parameterized.TestCase):

@@ -37,6 +37,7 @@ import jax.numpy as jnp
 from pallas_kernels import tuning
 from titans_jax.memory import chunk as chunk_lib
 from titans_jax.memory import dual
+from titans_jax.memory import kept as kept_lib
 from titans_jax.memory import networks
 
 plgpu: Any
@@ -53,10 +54,9 @@ ROUNDING = 2
 
 # Rows of a `wgmma`.
 TILE = 64
-_CHUNKS = (16, 32, 64)
-# The longest chunk by head dimension, with four hidden units a channel. The
-# compiler spills registers beyond.
-LONGEST_CHUNK = {16: 64, 32: 64, 48: 32, 64: 16}
+CHUNKS = (16, 32, 64)
+# Head dimensions, with four hidden units a channel.
+WIDTHS = (16, 32, 48, 64)
 _BARRIERS = ("a chunk came", "gradients came", "the state came", "everyone")
 # Rows of the numbers per token of a chunk, in `_Chunks.tokens`.
 _BETA_2, _F_2, _G_2, _N_2, _BETA_1, _F_1, _G_1, _N_1 = range(8)
@@ -168,10 +168,10 @@ def why_not(
     constants: what all chunks share.
   """
   if plgpu is None or not hasattr(plgpu, "InterpretGPUParams"):
-    return f"the kernel for Hopper needs jax 0.12, this is {jax.__version__}"
+    return f"the kernel for Hopper needs jax 0.11, this is {jax.__version__}"
   kind = tuning.gpu_kind()
-  if kind is not None and "H100" not in kind and "H200" not in kind:
-    return f"the kernel is for H100 and H200, not for {kind}"
+  if kind is None or ("H100" not in kind and "H200" not in kind):
+    return f"the kernel is for H100 and H200, not for {kind or 'no GPU'}"
   return why_not_rule(options, carry, constants) or why_not_shape(
       options, chunks.keys.shape
   )
@@ -193,26 +193,22 @@ def why_not_rule(options, carry, constants) -> str | None:
 
 
 def why_not_shape(options, keys: tuple[int, ...]) -> str | None:
-  """Returns why the kernel does not run on keys [B, H, N, b, D].
-
-  It takes what the compiler has registers for.
-  """
+  """Returns why the kernel does not run on keys [B, H, N, b, D]."""
   chunk, width = keys[-2:]
   hidden = options.net.layer_shapes(width)[0][1]
   if options.dtype is None or jnp.dtype(options.dtype) != jnp.bfloat16:
     return "the kernel's products are of bfloat16"
-  if width not in LONGEST_CHUNK:
+  if width not in WIDTHS:
     return (
-        "the kernel takes head dimensions of"
-        f" {', '.join(map(str, LONGEST_CHUNK))}, not of {width}"
+        f"the kernel takes head dimensions of {', '.join(map(str, WIDTHS))}, not"
+        f" of {width}"
     )
   if hidden != 4 * width:
     return f"the kernel takes {4 * width} hidden units, not {hidden}"
-  known = [size for size in _CHUNKS if size <= LONGEST_CHUNK[width]]
-  if chunk not in known:
+  if chunk not in CHUNKS:
     return (
-        f"the kernel takes chunks of {', '.join(map(str, known))} tokens at head"
-        f" dimension {width}, not of {chunk}"
+        f"the kernel takes chunks of {', '.join(map(str, CHUNKS))} tokens, not of"
+        f" {chunk}"
     )
   return None
 
@@ -809,22 +805,16 @@ class _Call:
     )
 
 
-# States that a scan keeps before it keeps them at every few chunks only.
-_KEPT_BYTES = 2**29
-
-
 def choose_kept(steps: int, size: int, group: int | None) -> int:
   """Returns the chunks between states that are kept, a divisor of N.
 
   Args:
     steps: N.
     size: bytes of a state.
-    group: chunks that were asked for; None: as few as memory allows, at most
-      about sqrt(N), where what is kept and what is recomputed balance.
+    group: chunks that were asked for; None: as few as memory allows.
   """
-  if group is None:
-    group = min(math.isqrt(steps), -(-steps * size // _KEPT_BYTES))
-  return max(n for n in range(1, min(group, steps) + 1) if steps % n == 0)
+  group = kept_lib.choose_group(steps, group, size)
+  return max(n for n in range(1, group + 1) if steps % n == 0)
 
 
 def budget(options, carry, chunks, *, group=None) -> dict[str, int | None]:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any, Callable
 
 from absl import logging
@@ -13,8 +12,10 @@ import jax
 import jax.numpy as jnp
 
 import pallas_kernels
+from pallas_kernels import tuning
 from titans_jax.memory import chunk as chunk_lib
 from titans_jax.memory import hopper
+from titans_jax.memory import kept
 from titans_jax.memory import layout as layout_lib
 from titans_jax.memory import networks
 from titans_jax.memory import sharding
@@ -22,9 +23,6 @@ from titans_jax.memory import state as state_lib
 
 Array = jax.Array
 MemoryState = state_lib.MemoryState
-
-# Carries that a scan keeps for its backward pass before it groups its steps.
-_KEPT_BYTES = 2**29
 
 
 def scan_aligned(
@@ -192,22 +190,25 @@ def _scan_scalar(options, carry, chunks, constants, *, group, recompute):
     )
 
   arguments = carry, prepared, constants
-  run, kernels = by_lax, {}
-  if options.implementation != "xla":
-    not_cuda = hopper.why_not(options, *arguments)
-    if options.implementation == "pallas":
-      run = by_kernel
-      if not_cuda is None:
-        kernels["cuda"] = functools.partial(by_hopper, step, group=group)
+  run, on_gpu = by_lax, tuning.gpu_kind() is not None
+  if options.implementation == "pallas" and not on_gpu:
+    run = by_kernel  # Whose errors say why not; on CPU it is interpreted.
+  elif options.implementation != "xla":
+    if on_gpu:
+      platform, kernel = "cuda", functools.partial(by_hopper, step, group=group)
+      reason = hopper.why_not(options, *arguments)
     else:
-      not_tpu = pallas_kernels.why_not(step, *arguments)
-      if not_tpu is None:
-        kernels["tpu"] = functools.partial(by_kernel, interpret=False)
-      # Interpreted and compiled it was, but no GPU has run it yet.
-      not_cuda = not_cuda or "the one there is has to be asked for ('pallas')"
-      _log_once(options, not_tpu, not_cuda)
-  if kernels:
-    run = functools.partial(jax.lax.platform_dependent, **kernels, default=run)
+      platform, kernel = "tpu", functools.partial(by_kernel, interpret=False)
+      reason = pallas_kernels.why_not(step, *arguments)
+    if options.implementation == "pallas" and reason is not None:
+      raise ValueError(
+          f"implementation='pallas': {reason}; 'auto' and 'xla' run it."
+      )
+    _log_once(options, platform, reason)
+    if reason is None:
+      run = functools.partial(
+          jax.lax.platform_dependent, **{platform: kernel}, default=by_lax
+      )
   carry, ys = run(*arguments)
   carry = chunk_lib.turn_back(options, carry, chunks.keys.shape[-1])
   return carry, over_chunks(chunk_lib.restore)(*ys)
@@ -229,24 +230,20 @@ def by_hopper(step: chunk_lib.Step, carry, prepared, constants, *, group=None):
 
 @functools.cache
 def _log_once(
-    options: chunk_lib.Rule, not_tpu: str | None, not_cuda: str | None
+    options: chunk_lib.Rule, platform: str, reason: str | None
 ) -> None:
-  """Says which way chunks are scanned on which device."""
-  reasons = {"TPU": not_tpu, "CUDA": not_cuda}
-  kernels = [device for device, reason in reasons.items() if reason is None]
-  where = f"a kernel on {' and '.join(kernels)}, " if kernels else ""
-  why = "".join(
-      f"; none on {device}: {reason.rstrip('.')}"
-      for device, reason in reasons.items()
-      if reason is not None
-  )
-  logging.info(
-      "%s: %sjax.lax.scan %s%s.",
-      options,
-      where,
-      "elsewhere" if kernels else "everywhere",
-      why,
-  )
+  """Says whether chunks are scanned by a kernel, and else why not."""
+  if reason is None:
+    logging.info(
+        "%s: a kernel on %s, jax.lax.scan elsewhere.", options, platform
+    )
+  else:
+    logging.info(
+        "%s: jax.lax.scan; no kernel on %s: %s.",
+        options,
+        platform,
+        reason.rstrip("."),
+    )
 
 
 def lax_scan(
@@ -276,7 +273,8 @@ def lax_scan(
   body = _over_leading_axes(step_fn, consts, depth=2)
   steps = jax.tree.leaves(xs)[0].shape[2]
   xs = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), xs)
-  group = _group_size(steps, group, init) if recompute else steps
+  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(init))
+  group = kept.choose_group(steps, group, size) if recompute else steps
 
   def one(carry, x):
     return body(carry, x, consts)
@@ -306,23 +304,6 @@ def lax_scan(
     carry, rest = jax.checkpoint(run)(carry, rest)
     ys = jax.tree.map(lambda *y: jnp.concatenate(y), ys, rest)
   return carry, jax.tree.map(lambda y: jnp.moveaxis(y, 0, 2), ys)
-
-
-def _group_size(steps: int, group: int | None, carry) -> int:
-  """Returns the steps per group, by default a divisor of the steps.
-
-  Groups of one are the quickest: what a group of several steps recomputes is
-  first stacked and then read again, and their carries' updates are recomputed
-  too. They are chosen as large as the carries need that are kept, and at most
-  near the square root, where the memory is least.
-  """
-  if group is not None:
-    return min(group, steps)
-  root = math.isqrt(steps)
-  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(carry))
-  least = min(root, -(-steps * size // _KEPT_BYTES))
-  divisors = [g for g in range(least, 2 * root + 1) if steps % g == 0]
-  return divisors[0] if divisors else root
 
 
 def _over_leading_axes(fn, consts, depth: int):

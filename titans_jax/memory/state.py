@@ -389,15 +389,15 @@ def with_open(
     chunk_size: b.
   """
   batch = tokens.keys.shape[0]
-  if layout.end is None:
-    count = jnp.zeros(batch, jnp.int32)
-    index = count
-  else:
+  count = jnp.zeros(batch, jnp.int32)
+  if layout.end is not None:
     count = layout.end % chunk_size
     index = jnp.minimum(layout.end // chunk_size, layout.size // chunk_size - 1)
   filled = jnp.arange(chunk_size)[None] < count[:, None]
 
   def take(x):
+    if layout.end is None:  # Known to be empty: nothing to differentiate.
+      return jnp.zeros((batch, chunk_size, *x.shape[2:]), x.dtype)
     chunks = x.reshape(batch, -1, chunk_size, *x.shape[2:])
     rows = jax.vmap(lambda row, i: row[i])(chunks, index)
     where = filled.reshape(filled.shape + (1,) * (x.ndim - 2))
