@@ -17,9 +17,12 @@ Several checkpoints with the same --workdir stand side by side.
 
 from __future__ import annotations
 
+import os
 import pathlib
 import time
 from typing import Any
+import urllib.error
+import urllib.request
 
 from absl import app
 from absl import flags
@@ -146,6 +149,10 @@ def _on_tasks(
     trained: _checkpoint.Trained, names: list[str]
 ) -> _results.Results:
   """Answers --tasks."""
+  if _DATA_DIR.value is None and not _reaches_the_hub():
+    # Read as its library is imported, which would try for minutes otherwise.
+    # What it has fetched before is still found.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
   try:
     from titans_jax.evaluation import harness  # pylint: disable=g-import-not-at-top
   except ImportError as error:
@@ -193,6 +200,18 @@ def _on_tasks(
   row.setdefault("data", {}).update(data)
   results.write()
   return results
+
+
+def _reaches_the_hub() -> bool:
+  hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+  request = urllib.request.Request(hub, method="HEAD")
+  try:
+    with urllib.request.urlopen(request, timeout=10):
+      return True
+  except urllib.error.HTTPError:
+    return True  # An answer, if no page.
+  except OSError:
+    return False
 
 
 def _versions(task: str) -> list[list[Any]] | None:

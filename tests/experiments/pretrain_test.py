@@ -3,9 +3,12 @@
 """Pretraining as a user sees it: files, kills, resumed runs, clear errors."""
 
 import json
+import os
 import random
 import shutil
 import signal
+import time
+from unittest import mock
 
 from absl.testing import parameterized
 import jax
@@ -382,6 +385,20 @@ class GenerateTest(parameterized.TestCase):
           processes.run("evaluate", *arguments, "--tasks=lambada_openai"),
           "has lambada_openai of exported on other data",
       )
+      start = time.monotonic()
+      nothing = {
+          "HF_ENDPOINT": "http://127.0.0.1:9",
+          "HF_HOME": str(self.folder / "empty"),
+      }
+      with mock.patch.dict(os.environ, nothing):
+        process = processes.run(
+            "evaluate",
+            f"--checkpoint={exported}",
+            f"--workdir={self.folder / 'of_the_hub'}",
+            "--tasks=lambada_openai",
+        )
+      processes.assert_refused(self, process, "Without a network give a folder")
+      self.assertLess(time.monotonic() - start, 90)
 
   @parameterized.parameters(
       ((), "Give --prompt or --prompt_file"),
