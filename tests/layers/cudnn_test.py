@@ -14,6 +14,7 @@ import numpy as np
 
 from pallas_kernels import _aot_gpu
 from pallas_kernels import tuning
+from tests import absent_gpu
 from tests.layers import splash_test
 from titans_jax.layers import attention
 from titans_jax.layers import cudnn
@@ -142,14 +143,10 @@ class WhyNotTest(parameterized.TestCase):
       self.assertIn(message, reason)
 
 
-class CompiledTest(parameterized.TestCase):
-  """Compiles for a GPU that is not there (compiler, not measurement)."""
+class CompiledTest(absent_gpu.TestCase):
 
   @parameterized.parameters(("transformer", 1), ("mag", 2), ("mac", 3))
   def test_a_model_takes_it(self, variant, kernels):
-    reason = _aot_gpu.why_not()
-    if reason is not None:
-      self.skipTest(reason)
     config = presets.tiny(
         variant,
         num_layers=1,

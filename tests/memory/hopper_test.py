@@ -21,6 +21,7 @@ from pallas_kernels import _aot_gpu
 from pallas_kernels import _problems
 from pallas_kernels import selfcheck
 from pallas_kernels import tuning
+from tests import absent_gpu
 from tests.memory import kernel_test
 from tests.memory import testing
 from titans_jax import memory
@@ -200,18 +201,8 @@ def compile_(case: _aot_gpu.Case):
   return result, _aot_gpu.read_report(process.stdout)
 
 
-class _Compiled(parameterized.TestCase):
+class _Compiled(absent_gpu.TestCase):
   """Compiles for GPUs that are not there (compiler, not measurement)."""
-
-  def setUp(self):
-    super().setUp()
-    reason = _aot_gpu.why_not()
-    if reason is not None:
-      self.skipTest(reason)
-    # What was compiled for absent devices cannot be read back.
-    option = "jax_persistent_cache_min_compile_time_secs"
-    self.addCleanup(jax.config.update, option, getattr(jax.config, option))
-    jax.config.update(option, float("inf"))
 
   def check_spills(self, target, dim, chunk, most):
     result, kernels = compile_(_aot_gpu.Case(target, dim, 4 * dim, chunk, 4))

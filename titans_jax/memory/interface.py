@@ -73,9 +73,9 @@ def scan(
     implementation: "xla" (`jax.lax.scan` over chunks), "pallas" (one kernel on
       TPU and, for what `memory.hopper` takes, on Hopper GPUs, interpreted on
       CPU, an error elsewhere), "reference" (token by token, the oracle that all
-      are tested against), or "auto": the kernel on TPU where it can run (the log
-      says so once, or why not), "xla" elsewhere. A call of one token is a step of
-      its own in all but the last.
+      are tested against), or "auto": the kernel where it can run (the log says
+      so once, or why not), "xla" elsewhere. A call of one token is a step of its
+      own in all but the reference.
 
   Returns:
     Outputs [B, T, H, D] in at least float32, and the state after the last
