@@ -108,6 +108,7 @@ def _walk(jaxpr, known, times, again, platform, count) -> None:
 def _branches(branches, platform: str):
   """Leaves, of a `platform_dependent`, the platform's: the kernels are TPU's.
 
+  A GPU's are not told apart here: of its branches the longest counts, XLA's.
   (Its index is no constant in the backward pass, but a residual.)
   """
   with_kernels = [_has_kernel(branch.jaxpr) for branch in branches]

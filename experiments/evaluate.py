@@ -149,10 +149,11 @@ def _on_tasks(
     trained: _checkpoint.Trained, names: list[str]
 ) -> _results.Results:
   """Answers --tasks."""
-  if _DATA_DIR.value is None and not _reaches_the_hub():
+  asks = _DATA_DIR.value is None and "HF_HUB_OFFLINE" not in os.environ
+  if asks and not _reaches_the_hub():
     # Read as its library is imported, which would try for minutes otherwise.
-    # What it has fetched before is still found.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    print("The hub does not answer: what it has given before is used.")
   try:
     from titans_jax.evaluation import harness  # pylint: disable=g-import-not-at-top
   except ImportError as error:
@@ -204,13 +205,13 @@ def _on_tasks(
 
 def _reaches_the_hub() -> bool:
   hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-  request = urllib.request.Request(hub, method="HEAD")
   try:
+    request = urllib.request.Request(hub, method="HEAD")
     with urllib.request.urlopen(request, timeout=10):
       return True
   except urllib.error.HTTPError:
     return True  # An answer, if no page.
-  except OSError:
+  except (OSError, ValueError):  # No answer, or no address.
     return False
 
 

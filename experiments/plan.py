@@ -320,7 +320,7 @@ def _chain_seconds(run, chip) -> float:
     clock = chip.flops / (2 * unit.macs_per_cycle)
     product = (config.chunk_size + unit.lanes) / clock
   else:
-    product = _GPU_LAUNCH  # no kernel of ours keeps a GPU's chunks together
+    product = _GPU_LAUNCH  # as if no kernel kept a GPU's chunks together
   products = 2 * len(config.memory.layer_shapes(config.head_dim))
   chunks = -(-run.data.sequence_length // config.chunk_size)
   passes = 4 if not config.remat else 5

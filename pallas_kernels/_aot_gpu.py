@@ -154,15 +154,26 @@ def devices(name: str, shape: str = "1x1") -> np.ndarray:
 
 
 @contextlib.contextmanager
-def tracing_for(name: str):
-  """Traces programs for one such GPU; yields the sharding of their arrays."""
+def tracing_for(name: str, shape: str = "1x1"):
+  """Traces programs for such GPUs; yields the sharding of arrays that all have,
+  over their mesh's axis "data".
+
+  Args:
+    name: a key of `GPUS`.
+    shape: MACHINESxGPUS.
+  """
   device = jax.sharding.AbstractDevice(
       device_kind=GPUS[name]["name"],
       num_cores=GPUS[name]["cores"],
       platform="cuda",
   )
-  mesh = jax.sharding.Mesh(devices(name).reshape(-1), ("data",))
-  absent = jax.sharding.AbstractMesh((), (), abstract_device=device)
+  mesh = jax.sharding.Mesh(devices(name, shape).reshape(-1), ("data",))
+  absent = jax.sharding.AbstractMesh(
+      mesh.axis_sizes,
+      mesh.axis_names,
+      axis_types=(jax.sharding.AxisType.Auto,),
+      abstract_device=device,
+  )
   with jax.sharding.use_abstract_mesh(absent):
     yield jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 

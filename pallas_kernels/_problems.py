@@ -85,9 +85,11 @@ class Problem:
     """Returns why the kernel for Hopper GPUs does not run it; None: it does."""
     rule = chunk_lib.Rule(self.net, dtype=jnp.dtype(self.dtype))
     carry = chunk_lib.Carry((), () if self.momentum else None)
-    return hopper.why_not_rule(
-        rule, carry, chunk_lib.Constants({})
-    ) or hopper.why_not_shape(rule, (self.chunk, self.head_dim))
+    return (
+        hopper.why_not_device()
+        or hopper.why_not_rule(rule, carry, chunk_lib.Constants({}))
+        or hopper.why_not_shape(rule, (self.chunk, self.head_dim))
+    )
 
   def inputs(self) -> Inputs:
     """Draws unit queries and keys, and learning rates that the network bears."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 
@@ -90,18 +91,18 @@ def chip_name() -> str:
 
 
 def _generation() -> str | None:
-  kind = _meant()
-  kinds = [] if kind is None else [kind]
+  meant = _meant()
+  kinds = [] if meant is None else [meant.device_kind]
   kinds.append(jax.devices()[0].device_kind)
   return next(
       (GENERATIONS[kind] for kind in kinds if kind in GENERATIONS), None
   )
 
 
-def _meant() -> str | None:
-  """Returns the kind of device of the current mesh, if that says so."""
-  device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-  return None if device is None else device.device_kind
+def _meant() -> Any:
+  """Returns the device of the current mesh, if that says it: its platform and
+  kind."""
+  return getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
 
 
 def gpu_kind() -> str | None:
@@ -110,11 +111,16 @@ def gpu_kind() -> str | None:
   That of the current mesh, also of one that is not there, else the default
   device's; None if that is no such GPU.
   """
-  kind = _meant()
-  if kind is not None:
-    return kind if "NVIDIA" in kind else None
-  default = jax.devices()[0]
-  return default.device_kind if default.platform == "gpu" else None
+  device: Any = _meant() or jax.devices()[0]
+  # By its platform: not every kind names its maker.
+  is_gpu = device.platform in ("gpu", "cuda")
+  is_other = "AMD" in device.device_kind
+  return device.device_kind if is_gpu and not is_other else None
+
+
+def is_hopper(kind: str) -> bool:
+  """Returns whether a kind of GPU is an H100 or H200."""
+  return "H100" in kind or "H200" in kind
 
 
 def choose_tile(

@@ -202,7 +202,10 @@ class RunTest(absltest.TestCase):
       words = words[words.index("-m") + 1 :]
       if words[0] in ELSEWHERE:
         test = (ROOT / "tests" / ELSEWHERE[words[0]]).read_text()
-        self.assertIn(words[0].split(".")[1], test)
+        name = words[0].split(".")[1]
+        self.assertRegex(
+            test, rf'(run|run_module|refused)\([^)]*"[\w.]*{name}"'
+        )
         continue
       if "--num_processes=2" in words:  # Run by pretrain_test.
         continue

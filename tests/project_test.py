@@ -22,8 +22,8 @@ _DISTRIBUTIONS = {
 }
 
 # What each may import of the project, besides `files` and `tokenizers`.
-# experiments -> ... -> memory, which alone imports the kernels; the tools beside
-# these know the memory.
+# experiments -> ... -> memory. The kernels' package knows nothing of these but the
+# memory, in its tools; any may import it.
 _BELOW = {
     "memory": set(),
     "layers": {"memory"},

@@ -3,6 +3,7 @@
 """Attention by cuDNN: its use, and compiled for GPUs that are not there."""
 
 import functools
+import re
 import types
 from unittest import mock
 
@@ -120,6 +121,7 @@ class WhyNotTest(parameterized.TestCase):
       ({"history": 4}, "no room for keys in front"),
       ({"positions": True}, "no documents"),
       ({"kind": None}, "not traced for an NVIDIA GPU"),
+      ({"capability": "7.5"}, "capability 8.0, this is 7.5"),
       ({"fused": None}, "of the known form"),
       ({"fused": {"cuda_versions": None}}, "not installed"),
   )
@@ -135,12 +137,66 @@ class WhyNotTest(parameterized.TestCase):
     with (
         mock.patch.object(cudnn, "_fused", fused),
         mock.patch.object(tuning, "gpu_kind", lambda: kind),
+        mock.patch.object(
+            jax,
+            "devices",
+            lambda: [
+                types.SimpleNamespace(
+                    compute_capability=options.get("capability", "9.0")
+                )
+            ],
+        ),
     ):
       reason = cudnn.why_not(queries, [(keys, keys)], options.get("positions"))
     if message is None:
       self.assertIsNone(reason)
     else:
       self.assertIn(message, reason)
+
+
+class KindTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ("cuda", "NVIDIA H200", "NVIDIA H200"),
+      ("cuda", "Tesla T4", "Tesla T4"),
+      ("rocm", "AMD Instinct MI300X", None),
+      ("gpu", "AMD Instinct MI300X", None),
+      ("tpu", "TPU v5p", None),
+  )
+  def test_of_the_mesh(self, platform, kind, expected):
+    device = jax.sharding.AbstractDevice(
+        device_kind=kind, num_cores=1, platform=platform
+    )
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+      self.assertEqual(tuning.gpu_kind(), expected)
+
+  def test_of_the_default_device(self):
+    self.assertIsNone(tuning.gpu_kind())  # A CPU's.
+    device = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA L4")
+    with mock.patch.object(jax, "devices", lambda: [device]):
+      self.assertEqual(tuning.gpu_kind(), "NVIDIA L4")
+
+
+class BindingTest(absltest.TestCase):
+
+  def test_jax_has_what_is_called(self):
+    arguments, cotangent = splash_test.make_arguments(16, 16, 4, 8, 2)
+
+    def both(*arguments):
+      attend = functools.partial(cudnn.attend, window=8)
+      outputs, gradient = jax.vjp(attend, *arguments)
+      return outputs, gradient(outputs)
+
+    arguments = jax.tree.map(lambda x: x.astype(jnp.bfloat16), arguments)
+    installed = types.SimpleNamespace(cudnn_get_version=lambda: 91000)
+    with mock.patch.object(cudnn._fused, "cuda_versions", installed):
+      outputs, gradients = jax.eval_shape(both, *arguments)
+    self.assertEqual(outputs.shape, cotangent.shape)
+    for x, gradient in zip(
+        jax.tree.leaves(arguments), jax.tree.leaves(gradients), strict=True
+    ):
+      self.assertEqual((x.shape, x.dtype), (gradient.shape, gradient.dtype))
 
 
 class CompiledTest(absent_gpu.TestCase):
@@ -155,15 +211,22 @@ class CompiledTest(absent_gpu.TestCase):
         num_persistent=0 if variant == "transformer" else 8,
     )
     model = language_model.TitansLM(config)
-    tokens = jax.ShapeDtypeStruct((1, 32), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((2, 32), jnp.int32)
+
+    def loss(variables, tokens):
+      return jnp.sum(model.apply(variables, tokens)[0].astype(jnp.float32))
+
     with jax.enable_x64(False):
       variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
-      with _aot_gpu.tracing_for("h200") as sharding:
-        jitted = jax.jit(
-            model.apply, in_shardings=sharding, out_shardings=sharding
-        )
+      # Two of them: every one attends for its rows.
+      with _aot_gpu.tracing_for("h200", "1x2") as sharding:
+        rows = sharding.update(spec=jax.sharding.PartitionSpec("data"))
+        jitted = jax.jit(jax.grad(loss), in_shardings=(sharding, rows))
         text = jitted.lower(variables, tokens).compile().as_text()
-    self.assertEqual(text.count('custom_call_target="__cudnn$fmha'), kernels)
+    calls = re.findall(r'custom_call_target="__cudnn.fmha(\w+)"', text)
+    # MAC recomputes its segments.
+    self.assertIn(calls.count("Softmax"), (kernels, 2 * kernels))
+    self.assertEqual(calls.count("SoftmaxBackward"), kernels)
 
 
 if __name__ == "__main__":

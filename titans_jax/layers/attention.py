@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels import tuning
 from titans_jax.layers import cudnn
 from titans_jax.layers import linear
 from titans_jax.layers import rotary
@@ -107,8 +108,8 @@ def attend_causally(
   """Softmax attention over the prefix and the keys behind every query.
 
   On TPU by JAX's splash kernels, on NVIDIA GPUs by cuDNN; elsewhere, and where
-  `why_not` of either has a reason, which is logged once, by `attend` in blocks of
-  the window.
+  `why_not` of either has a reason, by `attend` in blocks of the window. The log
+  says once which.
 
   Args:
     queries: unrotated, for the prefix, [B, T, H, D].
@@ -124,17 +125,18 @@ def attend_causally(
     [B, T, H, D].
   """
   run = functools.partial(_attend_in_blocks, window=window)
-  kernels = {}
-  for platform, kernel, reason in (
-      ("tpu", splash, splash.why_not(queries)),
-      ("cuda", cudnn, cudnn.why_not(queries, parts, positions)),
-  ):
-    if reason is None:
-      kernels[platform] = functools.partial(kernel.attend, window=window)
-    else:
-      _log_once(f"Attention without kernels on {platform}, because {reason}.")
-  if kernels:
+  if tuning.gpu_kind() is not None:
+    platform, kernel = "cuda", cudnn.attend
+    reason = cudnn.why_not(queries, parts, positions)
+  else:
+    platform, kernel = "tpu", splash.attend
+    reason = splash.why_not(queries)
+  if reason is None:
+    kernels = {platform: functools.partial(kernel, window=window)}
     run = functools.partial(jax.lax.platform_dependent, **kernels, default=run)
+    _log_once(f"Attention: kernels on {platform}, none elsewhere.")
+  else:
+    _log_once(f"Attention without kernels, on {platform} too: {reason}.")
   return sharding.over_rows_and_heads(
       run, queries, rotated, prefix, tuple(parts), positions, heads=2
   )

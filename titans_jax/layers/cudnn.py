@@ -36,6 +36,7 @@ _NAMES = (
     "cuda_versions",
 )
 _LARGEST_HEAD = 128
+_LEAST_CAPABILITY = 8.0
 
 
 def why_not(
@@ -55,6 +56,13 @@ def why_not(
     return f"jax {jax.__version__} has no cuDNN attention of the known form"
   if _fused.cuda_versions is None:
     return "cuDNN is not installed (the cuda13 extra)"
+  # JAX does not ask. A GPU that is not there is one of those planned for.
+  capability = getattr(jax.devices()[0], "compute_capability", "9.0")
+  if float(capability) < _LEAST_CAPABILITY:
+    return (
+        f"cuDNN's attention needs compute capability {_LEAST_CAPABILITY}, this"
+        f" is {capability}"
+    )
   if queries.dtype not in (jnp.bfloat16, jnp.float16):
     return f"cuDNN's attention is of 16 bits, not of {queries.dtype}"
   if head_dim % 8 or head_dim > _LARGEST_HEAD:

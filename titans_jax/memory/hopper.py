@@ -167,14 +167,21 @@ def why_not(
     chunks: leaves [B, H, N, ...].
     constants: what all chunks share.
   """
+  return (
+      why_not_device()
+      or why_not_rule(options, carry, constants)
+      or why_not_shape(options, chunks.keys.shape)
+  )
+
+
+def why_not_device() -> str | None:
+  """Returns why the kernel does not run on the devices meant, or here at all."""
   if plgpu is None or not hasattr(plgpu, "InterpretGPUParams"):
     return f"the kernel for Hopper needs jax 0.11, this is {jax.__version__}"
   kind = tuning.gpu_kind()
-  if kind is None or ("H100" not in kind and "H200" not in kind):
+  if kind is None or not tuning.is_hopper(kind):
     return f"the kernel is for H100 and H200, not for {kind or 'no GPU'}"
-  return why_not_rule(options, carry, constants) or why_not_shape(
-      options, chunks.keys.shape
-  )
+  return None
 
 
 def why_not_rule(options, carry, constants) -> str | None:

@@ -152,7 +152,7 @@ def scan_chunks(
 def _scan_per_channel(options, carry, chunks, constants, *, group, recompute):
   if options.implementation == "auto":
     reason = "gates alpha per output channel have no matrix form"
-    _log_once(options, reason, reason)
+    _log_once(options, _platform(), reason)
   step = functools.partial(chunk_lib.step_per_channel, options)
   return lax_scan(
       step, carry, chunks, constants, group=group, recompute=recompute
@@ -190,15 +190,18 @@ def _scan_scalar(options, carry, chunks, constants, *, group, recompute):
     )
 
   arguments = carry, prepared, constants
-  run, on_gpu = by_lax, tuning.gpu_kind() is not None
-  if options.implementation == "pallas" and not on_gpu:
+  # Only the kernel of the devices meant is traced: that takes seconds.
+  run, platform = by_lax, _platform()
+  if options.implementation == "pallas":
     run = by_kernel  # Whose errors say why not; on CPU it is interpreted.
-  elif options.implementation != "xla":
-    if on_gpu:
-      platform, kernel = "cuda", functools.partial(by_hopper, step, group=group)
+  if options.implementation == "auto" or (
+      options.implementation == "pallas" and platform == "cuda"
+  ):
+    if platform == "cuda":
+      kernel = functools.partial(by_hopper, step, group=group)
       reason = hopper.why_not(options, *arguments)
     else:
-      platform, kernel = "tpu", functools.partial(by_kernel, interpret=False)
+      kernel = functools.partial(by_kernel, interpret=False)
       reason = pallas_kernels.why_not(step, *arguments)
     if options.implementation == "pallas" and reason is not None:
       raise ValueError(
@@ -207,11 +210,16 @@ def _scan_scalar(options, carry, chunks, constants, *, group, recompute):
     _log_once(options, platform, reason)
     if reason is None:
       run = functools.partial(
-          jax.lax.platform_dependent, **{platform: kernel}, default=by_lax
+          jax.lax.platform_dependent, **{platform: kernel}, default=run
       )
   carry, ys = run(*arguments)
   carry = chunk_lib.turn_back(options, carry, chunks.keys.shape[-1])
   return carry, over_chunks(chunk_lib.restore)(*ys)
+
+
+def _platform() -> str:
+  """Returns whose kernel is asked about: NVIDIA GPUs', if these are meant."""
+  return "tpu" if tuning.gpu_kind() is None else "cuda"
 
 
 def by_hopper(step: chunk_lib.Step, carry, prepared, constants, *, group=None):

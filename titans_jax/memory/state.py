@@ -396,7 +396,7 @@ def with_open(
   filled = jnp.arange(chunk_size)[None] < count[:, None]
 
   def take(x):
-    if layout.end is None:  # Known to be empty: nothing to differentiate.
+    if layout.end is None:  # Known to be empty: no gathers to differentiate.
       return jnp.zeros((batch, chunk_size, *x.shape[2:]), x.dtype)
     chunks = x.reshape(batch, -1, chunk_size, *x.shape[2:])
     rows = jax.vmap(lambda row, i: row[i])(chunks, index)

@@ -56,9 +56,9 @@ class TitansConfig:
     tie_embeddings: whether the output projection is the embedding's transpose.
     remat: whether the backward pass recomputes each block's activations.
     checkpoint_every: chunks per group in the memory's backward pass, or None.
-    implementation: of the memory's scan over chunks: "auto" (a kernel where it runs,
-      `jax.lax.scan` elsewhere), "xla" (`jax.lax.scan`) or "pallas" (the kernel,
-      interpreted on CPU).
+    implementation: of the memory's scan over chunks: "auto" (a kernel where it
+      runs, `jax.lax.scan` elsewhere), "xla" (`jax.lax.scan`) or "pallas" (the
+      kernel, interpreted on CPU).
     dtype: of the computation: "bfloat16", "float32" or "float64". Memory state,
       gates, norms' sums and the loss stay in at least float32.
     param_dtype: of the parameters.
