@@ -313,7 +313,7 @@ def _text_tables(models: dict) -> list[_results.Table]:
       ],
   )
   by_last = {
-      name: {last: nats for _, last, nats, _ in found["by_position"]}
+      name: {str(last): nats for _, last, nats, _ in found["by_position"]}
       for name, found in models.items()
   }
   positions = _results.by_length(

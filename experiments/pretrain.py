@@ -85,7 +85,7 @@ def main(argv) -> None:
     _report_quality(result.evaluation, corpus, tokenizer)
     if _SAMPLE_TOKENS.value and jax.process_count() == 1:
       _report_sample(model, result.params, tokenizer)
-    _report_next_commands()
+    _report_next_commands(run.model.variant)
 
 
 def _cache_dir(chosen: str | None) -> pathlib.Path:
@@ -132,11 +132,12 @@ def _report_sample(model, params, tokenizer) -> None:
   print(f"\nA sample:\n\n{_PROMPT.value}{text}\n")
 
 
-def _report_next_commands() -> None:
+def _report_next_commands(variant: str) -> None:
   workdir = shlex.quote(_WORKDIR.value)
   here = _without_workdir(sys.argv[1:])
   python = f"{shlex.quote(sys.executable)} -m"
   command = f"{python} {_flags.module('pretrain')} {shlex.join(here)}".rstrip()
+  other = "mal" if variant == "mag" else "mag"
   print(
       f"""Checkpoints: {workdir}/checkpoints
 Learning curve: {workdir}/learning_curve.png
@@ -145,7 +146,7 @@ Curves in TensorBoard: tensorboard --logdir={workdir}
 To go on:
   sample         {python} {_flags.module('generate')} --checkpoint={workdir} --prompt='The '
   resume         the same command again, if it was stopped
-  other variant  {command} --workdir={workdir}-mag --config.model.variant=mag
+  other variant  {command} --workdir={workdir}-{other} --config.model.variant={other}
   own text       {command} --workdir={workdir}-mine --config.data.source=FILE"""
   )
 

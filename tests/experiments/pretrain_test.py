@@ -359,7 +359,10 @@ class GenerateTest(parameterized.TestCase):
     self.assertEqual(here | {"step": None}, there)
     self.assertBetween(here["perplexity"], 2, 300)
     self.assertEqual(here["tokens"], 1000)
-    self.assertIn("Loss (nats per token) by position", process.stdout)
+    self.assertRegex(
+        process.stdout,
+        r"(?s)\(nats per token\) by position.*\nexported +\d\.\d{3} ",
+    )
     processes.assert_refused(self, evaluate(exported, "--length=16"), "length")
     with self.subTest("tasks of lm-eval"):
       pytest.importorskip("lm_eval", reason="the extra `eval` is missing")
