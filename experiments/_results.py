@@ -8,6 +8,8 @@ import json
 import pathlib
 from typing import Any, Callable, NamedTuple, Sequence
 
+import numpy as np
+
 from titans_jax import files
 from titans_jax.models import config as model_config
 from titans_jax.training import config as config_lib
@@ -56,6 +58,20 @@ def by_length(
     cells = (cell(found[str(n)]) if str(n) in found else "" for n in lengths)
     rows.append([name, *cells])
   return Table(title, ["", *(f"{n:,}" for n in lengths)], rows)
+
+
+def finite(seeds: dict[str, float | None]) -> list[float]:
+  """Returns the values of the seeds that did not diverge."""
+  return [value for value in seeds.values() if value is not None]
+
+
+def over_seeds(seeds: dict[str, float | None]) -> str:
+  """Returns mean and deviation, and how many diverged, as a cell."""
+  values = finite(seeds)
+  cells = [f"{np.mean(values):.3f} +- {np.std(values):.3f}"] if values else []
+  if diverged := len(seeds) - len(values):
+    cells.append(f"({diverged} diverged)")
+  return " ".join(cells)
 
 
 def label_lengths(axes, unit: str) -> None:

@@ -59,9 +59,7 @@ _MEASURES = {"text": "perplexity", "recall": "accuracy"}
 
 def main(argv) -> None:
   _flags.start(argv)
-  with _flags.clean_errors(
-      checkpoints.CheckpointError, trainer.NonFiniteLossError
-  ):
+  with _flags.clean_errors(checkpoints.CheckpointError):
     command_line.check_names("rows", _ROWS.value, list(_variants.ABLATIONS))
     command_line.check_names("tasks", _TASKS.value, list(_MEASURES))
     for flag in ("config", "recall"):
@@ -161,11 +159,6 @@ def _recall(run: config_lib.RunConfig, workdir: pathlib.Path) -> float | None:
   return task.accuracy(trained.params, run.data.filler_length, False)
 
 
-def _finite(seeds: dict[str, float | None]) -> list[float]:
-  """Returns the values of the seeds that did not diverge."""
-  return [value for value in seeds.values() if value is not None]
-
-
 def _plot(models: dict[str, Any], path: pathlib.Path) -> None:
   """Draws both measures, with deviations over seeds."""
   pyplot = metrics.make_pyplot()
@@ -176,7 +169,7 @@ def _plot(models: dict[str, Any], path: pathlib.Path) -> None:
     rows = {
         row: values
         for row, found in models.items()
-        if (values := _finite(found.get(task, {})))
+        if (values := _results.finite(found.get(task, {})))
     }
     axes.set_title(f"{task}: {measure}")
     axes.barh(
@@ -200,11 +193,7 @@ def _tables(models: dict[str, Any]) -> list[_results.Table]:
     cells = []
     for task in _MEASURES:
       seeds = found.get(task, {})
-      finite = _finite(seeds)
-      cell = f"{np.mean(finite):.3f} +- {np.std(finite):.3f}" if finite else ""
-      if diverged := len(seeds) - len(finite):
-        cell += f" ({diverged} diverged)"
-      cells.append(cell)
+      cells.append(_results.over_seeds(seeds))
     rows.append([row, *cells])
   ours = _results.Table(
       "Held-out perplexity of text, and accuracy of recall; mean and deviation"

@@ -52,9 +52,7 @@ _CONFIG = _flags.define_config("ablations.py")
 
 def main(argv) -> None:
   _flags.start(argv)
-  with _flags.clean_errors(
-      checkpoints.CheckpointError, trainer.NonFiniteLossError
-  ):
+  with _flags.clean_errors(checkpoints.CheckpointError):
     depths = command_line.positive_integers("depths", _DEPTHS.value)
     lengths = command_line.positive_integers("lengths", _LENGTHS.value)
     _flags.refuse_overrides(
@@ -102,10 +100,15 @@ def main(argv) -> None:
         continue
       name = f"depth_{depth}_length_{length}_{seed}"
       print(f"\n{name}:", flush=True)
-      value = _text.perplexity(corpora[length], run, results.workdir / name)
-      if value is None:
-        return  # stopped by SIGTERM
-      perplexity[str(seed)] = value
+      try:
+        value = _text.perplexity(corpora[length], run, results.workdir / name)
+      except trainer.NonFiniteLossError as error:
+        print(f"Diverged: {error}")
+        perplexity[str(seed)] = None
+      else:
+        if value is None:
+          return  # stopped by SIGTERM
+        perplexity[str(seed)] = value
       results.write()
       _plot(results.models, results.workdir / "depth.png")
   results.print_tables()
@@ -150,7 +153,7 @@ def _plot(models: dict[str, Any], path: pathlib.Path) -> None:
   pyplot = metrics.make_pyplot()
   figure, plots = pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
   for name, found in models.items():
-    trained = {n: list(x["perplexity"].values()) for n, x in found.items()}
+    trained = {n: _results.finite(x["perplexity"]) for n, x in found.items()}
     trained = {int(n): seeds for n, seeds in trained.items() if seeds}
     plots[0].errorbar(
         list(trained),
@@ -174,18 +177,13 @@ def _plot(models: dict[str, Any], path: pathlib.Path) -> None:
 
 def _tables(models: dict[str, Any]) -> list[_results.Table]:
   """Returns perplexity and throughput, and the paper's."""
-
-  def perplexity(found):
-    seeds = list(found["perplexity"].values())
-    return f"{np.mean(seeds):.3f} +- {np.std(seeds):.3f}" if seeds else ""
-
   heads_of_paper = ["", *(f"{n:,}" for n in _paper.DEPTH_LENGTHS)]
   return [
       _results.by_length(
           "Held-out perplexity by tokens of a sequence, mean and deviation over"
           " seeds:",
           models,
-          perplexity,
+          lambda x: _results.over_seeds(x["perplexity"]),
       ),
       _results.by_length(
           "Training tokens/s, and their ratio to the first row's in the same"

@@ -45,12 +45,16 @@ _LENGTHS = flags.DEFINE_list(
 _ROUNDS = flags.DEFINE_integer(
     "rounds", 5, "Times that every step is timed.", lower_bound=1
 )
+_BASELINE = flags.DEFINE_enum(
+    "baseline",
+    "transformer",
+    list(_variants.NAMES),
+    "The model that ratios are to: windowed, where full attention does not fit.",
+)
 _SMOKE = flags.DEFINE_bool(
     "smoke", False, "Times two short lengths in one round."
 )
 _CONFIG = _flags.define_config("efficiency.py")
-
-_BASELINE = "transformer"
 
 
 def main(argv) -> None:
@@ -71,7 +75,7 @@ def main(argv) -> None:
     )
     values = _CONFIG.value.copy_and_resolve_references()
     sequences = _text.cut(values, lengths)
-    names = list(dict.fromkeys([*_MODELS.value, _BASELINE]))
+    names = list(dict.fromkeys([*_MODELS.value, _BASELINE.value]))
     runs = {
         length: {name: _run(values, name, length, count) for name in names}
         for length, count in sequences.items()
@@ -83,6 +87,7 @@ def main(argv) -> None:
             **_results.config_settings(values, "model.variant"),
             "models": names,
             "rounds": rounds,
+            "baseline": _BASELINE.value,
             "device": command_line.describe(command_line.device()),
         },
         _tables,
@@ -92,7 +97,7 @@ def main(argv) -> None:
       if all(str(length) in results.models.get(name, {}) for name in names):
         continue
       for name, found in _timing.time_steps(
-          runs[length], rounds, _BASELINE
+          runs[length], rounds, _BASELINE.value
       ).items():
         results.models.setdefault(name, {})[str(length)] = found
       results.write()
@@ -144,7 +149,7 @@ def _tables(models: dict) -> list[_results.Table]:
           lambda x: f"{x['tokens_per_second']:,.0f}",
       ),
       _results.by_length(
-          f"The same, to that of {_BASELINE} in the same round:",
+          f"The same, to that of {_BASELINE.value} in the same round:",
           models,
           lambda x: f"{x['ratio']:.2f}",
       ),

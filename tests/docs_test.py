@@ -144,6 +144,7 @@ ELSEWHERE = {
     "experiments.forecast": "experiments/forecast_test.py",
     "experiments.genomics": "experiments/genomics_test.py",
     "experiments.ablations": "experiments/ablations_test.py",
+    "experiments.depth": "experiments/depth_test.py",
     "experiments.efficiency": "experiments/efficiency_test.py",
     "pallas_kernels.selfcheck": "pallas_kernels/selfcheck_test.py",
     "pallas_kernels.benchmark": "pallas_kernels/benchmark_test.py",

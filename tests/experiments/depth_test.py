@@ -48,6 +48,28 @@ class DepthTest(absltest.TestCase):
     self.assertEqual(again.returncode, 0, again.stderr)
     self.assertNotIn("Compiled", again.stdout)
 
+  @pytest.mark.slow
+  def test_a_run_that_diverges_is_one_of_the_results(self):
+    workdir = self.folder / "diverged"
+    process = processes.run(
+        "depth",
+        f"--workdir={workdir}",
+        "--smoke",
+        "--seeds=2",
+        "--depths=1",
+        "--lengths=32",
+        f"--config.data.source={processes.write_text(self.folder / 'b.txt')}",
+        "--config.data.sequence_length=32",
+        "--config.model.num_layers=1",
+        "--config.model.model_dim=16",
+        "--config.optimizer.learning_rate=1e30",
+    )
+    self.assertEqual(process.returncode, 0, process.stderr)
+    self.assertRegex(process.stdout, r"1 layer +\(2 diverged\)")
+    found = json.loads((workdir / "results.json").read_text())["models"]
+    perplexity = found["1 layer"]["32"]["perplexity"]
+    self.assertEqual(perplexity, {"0": None, "1": None})
+
   def test_bad_input(self):
     processes.assert_all_refused(
         self,
