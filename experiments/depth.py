@@ -47,7 +47,7 @@ _ROUNDS = flags.DEFINE_integer(
     "rounds", 5, "Times that every step is timed.", lower_bound=1
 )
 _SMOKE = flags.DEFINE_bool("smoke", False, "Trains a few steps only.")
-_CONFIG = _flags.define_config("ablations.py")
+_CONFIG = _flags.define_config("depth.py")
 
 
 def main(argv) -> None:

@@ -65,7 +65,7 @@ class MetricsTest(absltest.TestCase):
                 "config": {"model": {"variant": "mac"}},
             },
         )
-        writer.write(first, {"loss": 0.123 * first})
+        writer.write(first, {"loss": 7031.5 * first})
         writer.close()
         time.sleep(1.1)  # Its files are named by the second.
     paths = list(self.workdir.rglob("*.wandb"))
@@ -80,8 +80,8 @@ class MetricsTest(absltest.TestCase):
     for content in written:
       for part in (name, b"of_this_test", b'"variant":"mac"'):
         self.assertIn(part, content)
-    self.assertLen([w for w in written if b"0.123" in w], 1)
-    self.assertLen([w for w in written if b"0.369" in w], 1)
+    self.assertLen([w for w in written if b"7031.5" in w], 1)
+    self.assertLen([w for w in written if b"21094.5" in w], 1)
     self.assertEqual(metrics.read_metrics(self.workdir)[1]["step"], 3)
 
   def need_wandb(self):

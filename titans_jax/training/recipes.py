@@ -87,6 +87,37 @@ def pretraining(size: str, variant: str, kind: str = ""):
   )
 
 
+def small_text(max_grad_norm: float | None = None):
+  """Returns the configuration of a small LMM on text, two layers of width 64.
+
+  Args:
+    max_grad_norm: bound on a token's inner gradient, which memories of more than
+      two layers need.
+  """
+  return overlay.run_config_dict(
+      model={
+          "variant": "lmm",
+          "num_layers": 2,
+          "model_dim": 64,
+          "num_heads": 2,
+          "memory": {"expansion": 2},
+          "chunk_size": 16,
+          "segment_length": 32,
+          "window": 32,
+          "num_persistent": 4,
+          "max_grad_norm": max_grad_norm,
+      },
+      data={"sequence_length": 256, "batch_size": 8},
+      optimizer={"learning_rate": 3e-3, "warmup_steps": 50},
+      train={
+          "num_steps": 600,
+          "eval_every": 300,
+          "checkpoint_every": 300,
+          "keep_checkpoints": 1,
+      },
+  )
+
+
 # Fields of a model for texts far longer than training's. What was read must
 # last: with a bias of -6 half of it is gone after 280 tokens.
 LASTING = {"window": 32, "forget_bias": -10.0}
