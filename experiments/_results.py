@@ -13,6 +13,7 @@ import numpy as np
 from titans_jax import files
 from titans_jax.models import config as model_config
 from titans_jax.training import config as config_lib
+from titans_jax.training import trainer
 
 from . import _flags
 
@@ -58,6 +59,32 @@ def by_length(
     cells = (cell(found[str(n)]) if str(n) in found else "" for n in lengths)
     rows.append([name, *cells])
   return Table(title, ["", *(f"{n:,}" for n in lengths)], rows)
+
+
+def add_seed(
+    seeds: dict[str, float | None],
+    seed: int,
+    measure: Callable[[], float | None],
+) -> bool:
+  """Adds what a seed's training gives, None if it diverges.
+
+  Args:
+    seeds: what is known, by seed.
+    seed: the one to train.
+    measure: trains and measures; None if it was stopped by SIGTERM.
+
+  Returns:
+    False if it was stopped.
+  """
+  try:
+    value = measure()
+  except trainer.NonFiniteLossError as error:
+    print(f"Diverged: {error}")
+    seeds[str(seed)] = None
+    return True
+  if value is not None:
+    seeds[str(seed)] = value
+  return value is not None
 
 
 def finite(seeds: dict[str, float | None]) -> list[float]:

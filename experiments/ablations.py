@@ -100,15 +100,9 @@ def main(argv) -> None:
         continue
       name = f"{task}_{row.replace(' ', '_')}_{seed}"
       print(f"\n{name}:", flush=True)
-      try:
-        value = measure[task](run, results.workdir / name)
-      except trainer.NonFiniteLossError as error:
-        print(f"Diverged: {error}")
-        found[str(seed)] = None
-      else:
-        if value is None:
-          return  # stopped by SIGTERM
-        found[str(seed)] = value
+      train = functools.partial(measure[task], run, results.workdir / name)
+      if not _results.add_seed(found, seed, train):
+        return
       results.write()
       _plot(results.models, results.workdir / "ablations.png")
   results.print_tables()

@@ -13,6 +13,7 @@ one layer's) and depth.png. A run that was stopped goes on.
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from typing import Any
 
@@ -27,7 +28,6 @@ from titans_jax.training import config as config_lib
 from titans_jax.training import metrics
 from titans_jax.training import overlay
 from titans_jax.training import tasks
-from titans_jax.training import trainer
 
 from . import _flags
 from . import _paper
@@ -100,15 +100,11 @@ def main(argv) -> None:
         continue
       name = f"depth_{depth}_length_{length}_{seed}"
       print(f"\n{name}:", flush=True)
-      try:
-        value = _text.perplexity(corpora[length], run, results.workdir / name)
-      except trainer.NonFiniteLossError as error:
-        print(f"Diverged: {error}")
-        perplexity[str(seed)] = None
-      else:
-        if value is None:
-          return  # stopped by SIGTERM
-        perplexity[str(seed)] = value
+      train = functools.partial(
+          _text.perplexity, corpora[length], run, results.workdir / name
+      )
+      if not _results.add_seed(perplexity, seed, train):
+        return
       results.write()
       _plot(results.models, results.workdir / "depth.png")
   results.print_tables()

@@ -94,16 +94,9 @@ class AttendTest(parameterized.TestCase):
         length, length, prefix, 8, parts
     )
 
-    def run(attend):
-      attend = functools.partial(attend, window=window)
-
-      @jax.jit
-      def both(*arguments):
-        outputs, gradient = jax.vjp(attend, *arguments)
-        return outputs, gradient(cotangent)
-
-      return jax.tree.leaves(both(*arguments))
-
+    run = functools.partial(
+        splash_test.values_and_gradients, arguments, cotangent, window=window
+    )
     plain = run(attention.attend_causally)
     with mock.patch.object(cudnn, "_fused", _PLAIN):
       actual = run(cudnn.attend)

@@ -47,6 +47,18 @@ def make_arguments(length, size, prefix, head_dim, parts):
   return arguments, cotangent
 
 
+def values_and_gradients(arguments, cotangent, attend, **options):
+  """Returns the outputs of an `attend_causally`, and all its gradients."""
+  attend = functools.partial(attend, **options)
+
+  @jax.jit
+  def both(*arguments):
+    outputs, gradient = jax.vjp(attend, *arguments)
+    return outputs, gradient(cotangent)
+
+  return jax.tree.leaves(both(*arguments))
+
+
 class SplashTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
@@ -83,16 +95,13 @@ class SplashTest(parameterized.TestCase):
     if positions is not None:
       positions = jnp.array(positions, jnp.int32)
 
-    def run(attend):
-      attend = functools.partial(attend, positions=positions, window=window)
-
-      @jax.jit
-      def both(*arguments):
-        outputs, gradient = jax.vjp(attend, *arguments)
-        return outputs, gradient(cotangent)
-
-      return jax.tree.leaves(both(*arguments))
-
+    run = functools.partial(
+        values_and_gradients,
+        arguments,
+        cotangent,
+        positions=positions,
+        window=window,
+    )
     # In 64-bit mode this takes the plain path everywhere.
     plain = run(attention.attend_causally)
     for actual, expected in zip(run(_interpreted), plain, strict=True):
