@@ -74,14 +74,14 @@ def _gelu_slope_jvp(primals, tangents):
   return _gelu_slope(x), curvature * dx
 
 
-def _row_mean(x: Array) -> Array:
+def row_mean(x: Array) -> Array:
   return (1 / x.shape[-1]) * jnp.sum(x, axis=-1, keepdims=True)
 
 
-def _normalize(x: Array) -> tuple[Array, Array]:
+def normalize(x: Array) -> tuple[Array, Array]:
   """Returns LN(x), and one over the deviation."""
-  x = x - _row_mean(x)
-  scale = jax.lax.rsqrt(_row_mean(x * x) + NORM_EPSILON)
+  x = x - row_mean(x)
+  scale = jax.lax.rsqrt(row_mean(x * x) + NORM_EPSILON)
   return x * scale, scale
 
 
@@ -92,22 +92,22 @@ def _layer_norm_back(x: Array, g: Array) -> Array:
 
 
 def _layer_norm_back_fwd(x, g):
-  y, scale = _normalize(x)
-  return scale * _across(y, g, _row_mean(y * g)), (x, g)
+  y, scale = normalize(x)
+  return scale * across(y, g, row_mean(y * g)), (x, g)
 
 
-def _across(y: Array, g: Array, along: Array) -> Array:
+def across(y: Array, g: Array, along: Array) -> Array:
   """Returns the part of g that is neither constant nor along y."""
-  return g - _row_mean(g) - y * along
+  return g - row_mean(g) - y * along
 
 
 def _layer_norm_back_bwd(residuals, h):
   # Of h . J(x) g. J is symmetric; x moves y by J and scale by -scale^2 y / n.
   x, g = residuals
-  y, scale = _normalize(x)
-  along_g, along_h = _row_mean(y * g), _row_mean(y * h)
-  across_g, across_h = _across(y, g, along_g), _across(y, h, along_h)
-  dx = y * _row_mean(across_h * g) + along_g * across_h + along_h * across_g
+  y, scale = normalize(x)
+  along_g, along_h = row_mean(y * g), row_mean(y * h)
+  across_g, across_h = across(y, g, along_g), across(y, h, along_h)
+  dx = y * row_mean(across_h * g) + along_g * across_h + along_h * across_g
   return -(scale * scale) * dx, scale * across_h
 
 
@@ -121,7 +121,7 @@ def _layer_norm(x: Array) -> Array:
   Its derivative J is symmetric, and has a derivative of its own in closed form:
   the inner gradient needs the one, the outer gradient both. Reverse mode only.
   """
-  return _normalize(x)[0]
+  return normalize(x)[0]
 
 
 _layer_norm.defvjp(

@@ -1,0 +1,419 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel of the backward pass: how the state's cotangent goes through chunks.
+
+Of a chunk's derivative only one thing has to wait for the chunks behind it, the
+cotangent (P, R) of the state (W, S) that the chunk leaves. With the weights before
+every chunk at hand, everything else is made for many chunks at once by XLA: what
+is here linear in (P, R) has coefficients that are known before (`linearize`), and
+what the chunk's own reads add is too. A chunk takes (P, R) to
+
+    P_1 <- beta P_1 + f... of layer 1:  P' = beta P + dZ K,  R' = f P + m R
+    of layer 2:  P' = beta P + A dF + dU Delta,  R' = f P + m R
+
+for the update W' = beta W + f S - A diag(g) Delta, S' = m S - A diag(n) Delta of
+each layer (of the first A is K^T), where, transposed as in the forward kernel,
+
+    dDelta_1 = -(P_1 K^T) diag(g_1) - (R_1 K^T) diag(n_1)
+    dU       = dDelta_1 * gelu'(Z)                   Delta_1 = U * gelu'(Z)
+    dDelta_2 = -diag(g_2) A^T P_2 - diag(n_2) A^T R_2 + dU^T W_2
+    dF       = what LN, and the loss's gradient through it, make of dDelta_2
+    dA       = -(P_2 Delta_2^T) diag(g_2) - (R_2 Delta_2^T) diag(n_2) + W_2 dF^T
+    dZ       = dA * gelu'(Z) + dDelta_1 * U * gelu''(Z).
+
+P is held as W is, R as S.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import pallas as pl
+import jax.numpy as jnp
+
+from titans_jax.memory import chunk as chunk_lib
+from titans_jax.memory import networks
+from titans_jax.memory.hopper import block
+from titans_jax.memory.hopper import shapes
+from titans_jax.memory.hopper import tiles
+
+Array = jax.Array
+
+_BARRIERS = ("a chunk came", "the state came", "everyone")
+# Rows of the numbers per token of a chunk, in `Chunks.tokens`: -g and -n of both
+# layers, one over the deviation of f(k), and that times mean(LN(f(k)) v).
+_G_2, _N_2, _G_1, _N_1, _SCALE, _ALONG = range(6)
+
+
+class Chunks(NamedTuple):
+  """What the kernel reads, of I instances and N chunks.
+
+  Attributes:
+    keys: [I, N, b, D].
+    deltas: delta_2, [I, N, b, D].
+    weights: W_2, [I, N, hidden / 64, 64, D].
+    acts: gelu(Z), [I, N, hidden / 64, 64, b].
+    slopes: gelu'(Z), likewise.
+    bends: U * gelu''(Z), likewise.
+    normal: LN(f(k)), [I, N, 64, D].
+    direct: what the chunk's own reads add to the cotangents of W and S before it,
+      leaves [I, N, hidden / 64, 64, D].
+    tokens: float32 [I, N, 8, 64], a coefficient per row, a token per column.
+    ends: float32 [I, N, 6], last beta, f and m of each layer.
+    gain: float32 [I, D].
+    zero: int32 [1].
+  """
+
+  keys: Array
+  deltas: Array
+  weights: Array
+  acts: Array
+  slopes: Array
+  bends: Array
+  normal: Array
+  direct: tuple[tuple[Array, Array], tuple[Array, Array]]
+  tokens: Array
+  ends: Array
+  gain: Array
+  zero: Array
+
+
+def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
+  """What a warpgroup does for one head."""
+  last, chunks = inputs
+  first, after = results
+  (weights, momentum, layer_2, acts, keys, deltas, back, tokens), (
+      chunk_came,
+      state_came,
+      everyone,
+  ) = (scratch[:-3], scratch[-3:])
+  size, width, dtype = shape.chunk, shape.width, shape.dtype
+  head = block.Block(shape, (*weights, *momentum), everyone, chunks.zero)
+  instance, own, zero = head.instance, head.own, head.zero
+  all_tiles = range(shape.tiles)
+  product = tiles.Products(interpreted)
+
+  def fetch(n):
+    copy = functools.partial(tiles.plgpu.copy_gmem_to_smem, barrier=chunk_came)
+    copy(chunks.keys.at[instance, n], keys.at[0, :size])
+    copy(chunks.deltas.at[instance, n], deltas.at[0, :size])
+    copy(chunks.tokens.at[instance, n], tokens)
+    for t in all_tiles:
+      copy(chunks.weights.at[instance, n, t], layer_2.at[t])
+
+  def of_tokens(row):
+    return tiles.per_column(tokens[row, :size])
+
+  def over_tokens(matrices, t, rows, factors):
+    """Returns the sum of products with rows^T, each's columns times a factor."""
+    z0 = zero()
+    found = [
+        of_tokens(row)
+        * product(matrix.at[t + z0], tiles.turned(rows.at[z0, :size]))
+        for matrix, row in zip(matrices, factors)
+    ]
+    return found[0] + found[1]
+
+  def over_units(left, right):
+    """Returns the sum over all hidden units of left^T right, [64, D]."""
+    z0 = zero()
+    return product.sum(
+        [tiles.turned(left.at[t + z0]) for t in all_tiles],
+        [right.at[t + z0] for t in all_tiles],
+    )
+
+  def update(layer, t, n, rest, change):
+    """Writes a tile's next P and R, given P's change; returns P's rest."""
+    beta, f, m = (
+        chunks.ends[instance + zero(), n, 3 * layer + i] for i in range(3)
+    )
+    w, s = weights[layer], momentum[layer]
+    direct = [
+        tiles.load(x[layer].at[instance, n, t + zero()]) for x in chunks.direct
+    ]
+    t += zero()
+
+    def new(w, rest, s, more_w, more_s, change):
+      whole = w.astype(jnp.float32) + rest.astype(jnp.float32)
+      s = f * whole + m * s.astype(jnp.float32) + more_s.astype(jnp.float32)
+      whole = beta * whole + change + more_w.astype(jnp.float32)
+      return *tiles.split(whole, dtype), s.astype(dtype)
+
+    w[t], rest, s[t] = tiles.packed(
+        *tiles.columns(new, w[t], rest, s[t], *direct, change)
+    )
+    return rest
+
+  head.leads(lambda: fetch(shape.chunks - 1))
+  rest = head.fetch_state(last, state_came)
+
+  def step(i, rest):
+    rest = list(rest)
+    n = shape.chunks - 1 - i
+    for t in own:
+      acts[t + zero(), :, :size] = tiles.load(chunks.acts.at[instance, n, t])
+    tiles.plgpu.barrier_wait(chunk_came)
+    head.sync()
+
+    @head.leads
+    def _():
+      # A^T P_2 and A^T R_2, before what is learned of A takes its place.
+      head.store_rounded(after, (instance, n))
+      of_layer = []
+      for row, right in ((_G_2, weights[1]), (_N_2, momentum[1])):
+        of_layer.append(
+            tiles.per_row(tokens[row], width) * over_units(acts, right)
+        )
+      back[zero()] = (of_layer[0] + of_layer[1]).astype(dtype)
+
+    head.sync()
+
+    bends = []
+    for t in own:
+      x = over_tokens(
+          (weights[0], momentum[0]), t, keys, (_G_1, _N_1)
+      )  # dDelta_1
+
+      def du(x, slope):
+        return (x * slope.astype(jnp.float32)).astype(dtype)
+
+      (bend,) = tiles.packed(
+          tiles.columns(du, x, tiles.load(chunks.bends.at[instance, n, t]))
+      )
+      bends.append(bend)
+      acts[t + zero(), :, :size] = tiles.columns(
+          du, x, tiles.load(chunks.slopes.at[instance, n, t])
+      )
+    head.sync()
+
+    @head.leads
+    def _():
+      # dDelta_2 and dF, as `networks.layer_norm_back` has it.
+      d_deltas = back[zero()].astype(jnp.float32) + over_units(acts, layer_2)
+      y = tiles.load(chunks.normal.at[instance, n + zero()])
+      gain = tiles.load(chunks.gain.at[instance + zero()], 1)
+      scale = tokens[_SCALE]
+      mean = lambda x: jnp.sum(x, axis=1) * (1 / width)
+
+      def rows(x, like):
+        return tiles.per_row(x, like.shape[1])
+
+      def across(x, y, mean_x, along):
+        y = y.astype(jnp.float32)
+        return x - rows(mean_x, x) - y * rows(along, x)
+
+      def times(x, y):
+        return x * y.astype(jnp.float32)
+
+      along = mean(tiles.columns(times, d_deltas, y))
+      mean_d = mean(d_deltas)
+      h = tiles.columns(lambda x, y: across(x, y, mean_d, along), d_deltas, y)
+      delta = deltas[zero()]
+      # One over the deviation times mean(h v): v is what makes delta, and what of
+      # v lies along y meets what of h does, which epsilon leaves.
+      left = along * (networks.NORM_EPSILON * scale * scale)
+      on_delta = mean(tiles.columns(times, h, delta)) + tokens[_ALONG] * left
+      bent = tiles.columns(
+          lambda h, gain: (2 * gain * gain) * h * rows(scale, h),
+          h,
+          tiles.per_column(gain),
+      )
+      mean_bent = mean(bent)
+      bent_along = mean(tiles.columns(times, bent, y))
+
+      def df(h, y, delta, bent):
+        there = across(bent, y, mean_bent, bent_along)
+        y, delta = y.astype(jnp.float32), delta.astype(jnp.float32)
+        there -= y * rows(on_delta, y) + h * rows(tokens[_ALONG], h)
+        there -= delta * rows(along, delta)
+        return (there * rows(scale, there)).astype(dtype)
+
+      back[zero()] = tiles.columns(df, h, y, delta, bent)
+      tiles.plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+    head.sync()
+
+    for i, t in enumerate(own):
+      x = over_tokens((weights[1], momentum[1]), t, deltas, (_G_2, _N_2))
+      z0 = zero()
+      x += product(layer_2.at[t + z0], tiles.turned(back.at[z0, :size]))  # dA
+      (dz,) = tiles.packed(
+          tiles.columns(
+              lambda x, slope, bend: (
+                  x * slope.astype(jnp.float32) + bend.astype(jnp.float32)
+              ).astype(dtype),
+              x,
+              tiles.load(chunks.slopes.at[instance, n, t]),
+              bends[i],
+          )
+      )
+      rest_1 = update(0, t, n, rest[i][0], product(dz, keys.at[zero(), :size]))
+      z0 = zero()
+      change = product.sum(
+          [
+              tiles.load(chunks.acts.at[instance, n, t]),
+              acts.at[t + z0, :, :size],
+          ],
+          [back.at[z0, :size], deltas.at[z0, :size]],
+      )
+      rest[i] = rest_1, update(1, t, n, rest[i][1], change)
+    head.sync()
+    pl.when(head.is_leader & (n > 0))(lambda: fetch(n - 1))
+    return tuple(rest)
+
+  rest = jax.lax.fori_loop(0, shape.chunks, step, rest)
+  head.store(first, (instance,), rest, (acts, layer_2))
+  tiles.plgpu.wait_smem_to_gmem(0)
+
+
+def _buffers(shape: shapes.Shape):
+  """Returns the buffers in shared memory."""
+
+  def buffer(*sizes):
+    columns = math.gcd(tiles.TILE, shape.width, shape.chunk)
+    return tiles.buffer(sizes, shape.dtype, columns)
+
+  layer = buffer(shape.tiles, tiles.TILE, shape.width)
+  tokens = buffer(1, tiles.TILE, shape.width)
+  return (
+      (layer, layer),  # P
+      (layer, layer),  # R
+      layer,  # W_2
+      buffer(shape.tiles, tiles.TILE, tiles.TILE),  # A, dU
+      tokens,  # keys
+      tokens,  # delta_2
+      tokens,  # what is known of dDelta_2, dF
+      tiles.plgpu.SMEM((8, tiles.TILE), jnp.float32),
+  )
+
+
+def shared_bytes(shape: shapes.Shape) -> int:
+  """Returns the shared memory of a block."""
+  return tiles.shared_bytes(_buffers(shape), len(_BARRIERS))
+
+
+def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
+  """Returns the cotangents of the first state, and of that behind every chunk.
+
+  Args:
+    shape: sizes.
+    last: cotangent of the last state.
+    chunks: from `linearize`.
+    interpret: `plgpu.InterpretGPUParams`; None: compiled.
+
+  Returns:
+    That of the first, and those behind chunks, leaves [I, N, ...] and without a
+    rest.
+  """
+
+  def state_type(rest, *lead):
+    x = shapes.tile_type(shape, shape.width, *lead)
+    return shapes.State((x, x), (x, x), rest)
+
+  lead = (shape.instances,)
+  rest = tuple(
+      shapes.tile_type(shape, columns, *lead)
+      for columns in (tiles.TILE, shape.width)
+  )
+  arrivals = (3 + shape.tiles, 4 * shape.tiles, shape.warpgroups)
+  return tiles.launch(
+      functools.partial(_kernel, shape),
+      "fused_memory_scan_backward",
+      (last, chunks),
+      (state_type(rest, *lead), state_type((), *lead, shape.chunks)),
+      (
+          *_buffers(shape),
+          *(tiles.plgpu.Barrier(num_arrivals=n) for n in arrivals),
+      ),
+      instances=shape.instances,
+      warpgroups=shape.warpgroups,
+      interpret=interpret,
+  )
+
+
+def linearize(
+    shape: shapes.Shape,
+    states: shapes.State,
+    chunks: chunk_lib.Prepared,
+    params: networks.Params,
+    direct: chunk_lib.Carry,
+) -> Chunks:
+  """Computes all that does not depend on the chunks behind, for all at once.
+
+  Args:
+    shape: sizes.
+    states: before every chunk, leaves [I, N, ...].
+    chunks: leaves [B, H, N, ...], with coefficients.
+    params: of the network.
+    direct: cotangents that the chunks' own reads give the states before them,
+      turned, leaves [B, H, N, D, hidden].
+  """
+  batch, heads = chunks.keys.shape[:2]
+  lead = shape.instances, shape.chunks
+  gates: Any = chunks.gates
+  first, second = gates
+
+  def product(subscripts, *operands):
+    operands = [x.astype(shape.dtype) for x in operands]
+    return jnp.einsum(subscripts, *operands, preferred_element_type=jnp.float32)
+
+  def flat(x):
+    return x.reshape(*lead, *x.shape[3:])
+
+  def in_tiles(x):
+    x = x.reshape(*lead, shape.tiles, tiles.TILE, x.shape[-1])
+    return x.astype(shape.dtype)
+
+  def rows_of(x):  # [..., b, n] -> [..., 64, n]
+    return jnp.pad(x, [(0, 0)] * 2 + [(0, tiles.TILE - shape.chunk), (0, 0)])
+
+  keys = flat(chunks.keys)
+  w1, w2 = (w.reshape(*lead, shape.hidden, -1) for w in states.weights)
+  gain = jnp.broadcast_to(params["gain"], (batch, heads, shape.width))
+  gain = gain.reshape(-1, 1, 1, shape.width).astype(jnp.float32)
+
+  gelu = networks.ACTIVATIONS["gelu"]
+  slope_of = lambda z: jax.jvp(gelu, (z,), (jnp.ones_like(z),))[1]
+  z = product("inhd,inbd->inhb", w1, keys)
+  slopes, curvatures = jax.jvp(slope_of, (z,), (jnp.ones_like(z),))
+  acts = gelu(z)
+  y, scale = networks.normalize(product("inhb,inhd->inbd", acts, w2))
+  v = 2 * gain * (keys - flat(chunks.values) + gain * y)
+  along = networks.row_mean(y * v)
+  deltas = scale * networks.across(y, v, along)
+  bends = product("inhd,inbd->inhb", w2, deltas) * curvatures
+
+  def row(x):
+    x = x.reshape(*lead, shape.chunk)
+    return jnp.pad(x, [(0, 0)] * 2 + [(0, tiles.TILE - shape.chunk)])
+
+  rows: list[Any] = [None] * 6
+  rows[_G_2], rows[_N_2] = -second.last_gradients, -second.momentum_gradients
+  rows[_G_1], rows[_N_1] = -first.last_gradients, -first.momentum_gradients
+  rows[_SCALE], rows[_ALONG] = scale, scale * along
+  numbers = jnp.stack([row(x) for x in rows], axis=2).astype(jnp.float32)
+  ends = [
+      x.reshape(lead)
+      for c in (first, second)
+      for x in (c.last_weights, c.last_momentum, c.momentum_kept)
+  ]
+  return Chunks(
+      keys=keys.astype(shape.dtype),
+      deltas=deltas.astype(shape.dtype),
+      weights=states.weights[1],
+      acts=in_tiles(acts),
+      slopes=in_tiles(slopes),
+      bends=in_tiles(bends),
+      normal=rows_of(y).astype(shape.dtype),
+      direct=jax.tree.map(
+          lambda x: in_tiles(jnp.swapaxes(flat(x), -1, -2)),
+          (direct.weights, direct.momentum),
+      ),
+      tokens=jnp.pad(numbers, [(0, 0)] * 2 + [(0, 2), (0, 0)]),
+      ends=jnp.stack(ends, axis=-1).astype(jnp.float32),
+      gain=gain.reshape(-1, shape.width),
+      zero=jnp.zeros(1, jnp.int32),
+  )

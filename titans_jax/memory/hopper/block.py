@@ -1,0 +1,116 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A block of threads, its warpgroups, and the state that it holds for a head."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Sequence
+
+import jax
+from jax.experimental import pallas as pl
+
+from titans_jax.memory.hopper import shapes
+from titans_jax.memory.hopper import tiles
+
+Array = jax.Array
+# Of a warpgroup's tiles: what rounding left of each layer's W.
+Rest = tuple[tuple[Array, ...], ...]
+
+
+class Block:
+  """What a warpgroup of a kernel knows of its block.
+
+  The head's W and S are in shared memory; what rounding left of W is in the
+  registers of the warpgroup that owns the tile.
+
+  Attributes:
+    instance: the head.
+    own: numbers of the warpgroup's tiles.
+    is_leader: whether it is the one that does what is done to whole rows.
+  """
+
+  def __init__(self, shape: shapes.Shape, held, everyone, zero):
+    """Takes what a kernel was given.
+
+    Args:
+      shape: sizes.
+      held: references in shared memory, W of both layers, then S.
+      everyone: barrier of all warpgroups.
+      zero: reference to a zero in main memory.
+    """
+    self._shape, self._held = shape, held
+    self._everyone, self._zero = everyone, zero
+    self.instance = jax.lax.axis_index("instance")
+    group = jax.lax.axis_index("group")
+    first = group * shape.tiles_per_group
+    self.own = [first + i for i in range(shape.tiles_per_group)]
+    self.is_leader = group == 0
+
+  def leads(self, fn: Callable[[], None]) -> None:
+    """Runs what is the leader's."""
+    pl.when(self.is_leader)(fn)
+
+  def sync(self) -> None:
+    """Waits for all warpgroups, and lets them read what this one wrote."""
+    tiles.plgpu.commit_smem()
+    tiles.plgpu.barrier_arrive(self._everyone)
+    tiles.plgpu.barrier_wait(self._everyone)
+
+  def zero(self) -> Array:
+    """A zero that the compiler does not know: what is computed from it, like the
+    descriptors of operands, cannot be moved out of the loop over chunks, where it
+    would take all registers."""
+    return self._zero[0]
+
+  def fetch_state(self, state: shapes.State, came) -> Rest:
+    """Brings the head's state; `came` is its barrier."""
+
+    @self.leads
+    def _():
+      for here, there, t in self._pairs(state):
+        tiles.plgpu.copy_gmem_to_smem(there.at[self.instance, t], here, came)
+
+    rest = tuple(
+        tiles.packed(
+            *(tiles.load(layer.at[self.instance, t]) for layer in state.rest)
+        )
+        for t in self.own
+    )
+    tiles.plgpu.barrier_wait(came)
+    return rest
+
+  def store(
+      self, target: shapes.State, where, rest: Rest, outlets: Sequence[Any]
+  ) -> None:
+    """Starts to write the state to main memory; W and S have to be waited for.
+
+    Args:
+      target: references there.
+      where: place in the leading axes.
+      rest: of the warpgroup's tiles.
+      outlets: of each layer, a buffer through which its rest goes.
+    """
+    width = self._shape.width
+    of_layers = tuple(zip(outlets, target.rest))
+    for t, layers in zip(self.own, rest):
+      for layer, (here, _) in zip(layers, of_layers):
+        here[t + self.zero(), :, :width] = layer
+    tiles.plgpu.commit_smem()
+    for t in self.own:
+      for here, there in of_layers:
+        tiles.plgpu.copy_smem_to_gmem(here.at[t], there.at[*where, t])
+    tiles.plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    self.leads(lambda: self.store_rounded(target, where))
+
+  def store_rounded(self, target, where) -> None:
+    """Starts to write W and S as they are in shared memory."""
+    for here, there, t in self._pairs(target):
+      tiles.plgpu.copy_smem_to_gmem(here, there.at[*where, t])
+
+  def _pairs(self, other):
+    there = (*other.weights, *other.momentum)
+    return [
+        (a.at[t], b, t)
+        for a, b in zip(self._held, there)
+        for t in range(self._shape.tiles)
+    ]

@@ -1,0 +1,380 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel that reads and learns: `chunk.step`, product by product."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import pallas as pl
+import jax.numpy as jnp
+
+from titans_jax.memory import chunk as chunk_lib
+from titans_jax.memory import networks
+from titans_jax.memory.hopper import block
+from titans_jax.memory.hopper import shapes
+from titans_jax.memory.hopper import tiles
+
+Array = jax.Array
+
+_BARRIERS = ("a chunk came", "gradients came", "the state came", "everyone")
+# Rows of the numbers per token of a chunk, in `Chunks.tokens`.
+_BETA_2, _F_2, _G_2, _N_2, _BETA_1, _F_1, _G_1, _N_1 = range(8)
+
+
+class Chunks(NamedTuple):
+  """What the kernel reads, of I instances and N chunks.
+
+  Attributes:
+    keys: [I, N, b, D].
+    queries: [I, N, b, D].
+    errors: keys - values, [I, N, b, D].
+    scores: (-G_1 * (Q K^T))^T, [I, N, b, b].
+    gradients: -G_2, [I, N, b, b].
+    tokens: float32 [I, N, 8, 64], a coefficient per row, a token per column.
+    ends: float32 [I, N, 6], last beta, f and m of each layer.
+    gain: float32 [I, D].
+    zero: int32 [1].
+    places: int32 [N], where the state before a chunk is kept; negative: nowhere.
+  """
+
+  keys: Array
+  queries: Array
+  errors: Array
+  scores: Array
+  gradients: Array
+  tokens: Array
+  ends: Array
+  gain: Array
+  zero: Array
+  places: Array
+
+
+def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
+  """What a warpgroup does for one head."""
+  state, chunks = inputs
+  outputs, losses, last, *kept = results
+  (weights, momentum, acts, reads, keys, queries, scores, errors, tokens), (
+      chunk_came,
+      gradients_came,
+      state_came,
+      everyone,
+  ) = (scratch[:-4], scratch[-4:])
+  size, width, dtype = shape.chunk, shape.width, shape.dtype
+  head = block.Block(shape, (*weights, *momentum), everyone, chunks.zero)
+  instance, own, zero = head.instance, head.own, head.zero
+  all_tiles = range(shape.tiles)
+  product = tiles.Products(interpreted)
+
+  def times_tokens(matrix, t, rows):
+    z0 = zero()
+    return product(matrix.at[t + z0], tiles.turned(rows.at[z0, :size]))
+
+  def fetch(n):
+    for source, target in (
+        (chunks.keys, keys),
+        (chunks.queries, queries),
+        (chunks.scores, scores),
+        (chunks.errors, errors),
+    ):
+      tiles.plgpu.copy_gmem_to_smem(
+          source.at[instance, n], target.at[0, :size], chunk_came
+      )
+    tiles.plgpu.copy_gmem_to_smem(
+        chunks.tokens.at[instance, n], tokens, chunk_came
+    )
+
+  head.leads(lambda: fetch(0))
+  rest = head.fetch_state(state, state_came)
+  outlets = acts, reads
+
+  def update(layer, t, n, rest, changes):
+    """Writes a tile's next W and S, given each one's change; returns the rest.
+
+    W' = beta W + f S - A^T diag(g) Delta,  S' = m S - A^T diag(n) Delta.
+    """
+    beta, f, m = (
+        chunks.ends[instance + zero(), n, 3 * layer + i] for i in range(3)
+    )
+
+    def new_weights(w, rest, s, change):
+      w = w.astype(jnp.float32) + rest.astype(jnp.float32)
+      return tiles.split(beta * w + f * s.astype(jnp.float32) + change, dtype)
+
+    def new_momentum(s, change):
+      return (m * s.astype(jnp.float32) + change).astype(dtype)
+
+    w, s = weights[layer], momentum[layer]
+    t += zero()
+    old = s[t]
+    rounded, rest = tiles.packed(
+        *tiles.columns(new_weights, w[t], rest, old, changes[0]())
+    )
+    w[t] = rounded
+    s[t] = tiles.columns(new_momentum, s[t], changes[1]())
+    return rest
+
+  def step(n, rest):
+    rest = list(rest)
+    tiles.plgpu.barrier_wait(chunk_came)
+    if shape.keep_every is not None:
+      place = chunks.places[n]
+      pl.when(place >= 0)(
+          lambda: head.store(kept[0], (instance, place), rest, outlets)
+      )
+
+    # The keys' hidden units: a and its slope, which waits where the queries' a
+    # will be.
+    for t in own:
+      z = times_tokens(weights[0], t, keys)
+      t += zero()
+      acts[t, :, :size], reads[t, :, :size] = tiles.columns(
+          lambda z: (
+              tiles.gelu(z).astype(dtype),
+              tiles.gelu_slope(z).astype(dtype),
+          ),
+          z,
+      )
+    head.sync()
+
+    @head.leads
+    def _():
+      # f(k) of all tokens, the loss, and its gradient delta_2.
+      z0 = zero()
+      f = product.sum(
+          [tiles.turned(acts.at[t + z0]) for t in all_tiles],
+          [weights[1].at[t + z0] for t in all_tiles],
+      )
+      y, scale = tiles.normalize(f)
+      gain = tiles.load(chunks.gain.at[instance + zero()], 1)
+      dy = tiles.columns(
+          lambda y, error, gain: 2 * (error.astype(jnp.float32) + gain * y),
+          y,
+          errors[zero()],
+          tiles.per_column(gain),
+      )
+      losses[instance, n] = 0.25 * jnp.sum(dy * dy, axis=1)
+      dy = tiles.columns(lambda dy, gain: dy * gain, dy, tiles.per_column(gain))
+      mean = jnp.sum(dy, axis=1) * (1 / width)
+      along = jnp.sum(y * dy, axis=1) * (1 / width)
+
+      def across(dy, y):
+        rows = functools.partial(tiles.per_row, columns=dy.shape[1])
+        return rows(scale) * (dy - rows(mean) - y * rows(along))
+
+      # Errors have been read: delta_2 takes their place.
+      errors[zero()] = tiles.columns(across, dy, y).astype(dtype)
+      if shape.keep_every is not None:
+        tiles.plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+    head.sync()
+    deltas = errors
+
+    def of_tokens(row):
+      return tiles.per_column(tokens[row, :size])
+
+    for i, t in enumerate(own):
+      (delta,) = tiles.packed(
+          tiles.columns(
+              lambda x, slope: (x * slope.astype(jnp.float32)).astype(dtype),
+              times_tokens(weights[1], t, deltas),
+              reads[t + zero(), :, :size],
+          )
+      )
+
+      x = of_tokens(_BETA_1) * times_tokens(weights[0], t, queries)
+      x += of_tokens(_F_1) * times_tokens(momentum[0], t, queries)
+      x += product(delta, scores.at[zero(), :size])
+      reads[t + zero(), :, :size] = tiles.columns(
+          lambda x: tiles.gelu(x).astype(dtype), x
+      )
+
+      def change(row, delta=delta):
+        share = tiles.columns(
+            lambda delta, g: (delta.astype(jnp.float32) * g).astype(dtype),
+            delta,
+            of_tokens(row),
+        )
+        return product(*tiles.packed(share), keys.at[zero(), :size])
+
+      changes = [functools.partial(change, row) for row in (_G_1, _N_1)]
+      rest[i] = update(0, t, n, rest[i][0], changes), rest[i][1]
+    head.sync()
+
+    @head.leads
+    def _():
+      # f(q), and the rows that the second layer's update takes.
+      tiles.plgpu.copy_gmem_to_smem(
+          chunks.gradients.at[instance, n],
+          scores.at[0, :size],
+          gradients_came,
+      )
+
+      def times(right):
+        z0 = zero()
+        return product.sum(
+            [tiles.turned(reads.at[t + z0]) for t in all_tiles],
+            [right(t + z0) for t in all_tiles],
+        )
+
+      of_chunk = times(lambda t: acts.at[t, :, :size])
+      tiles.plgpu.barrier_wait(gradients_came)
+      scores[zero()] = tiles.columns(
+          lambda g, x: (g.astype(jnp.float32) * x).astype(dtype),
+          scores[zero()],
+          of_chunk,
+      )
+      tiles.plgpu.commit_smem()
+      f = tiles.per_row(tokens[_BETA_2], width) * times(
+          lambda t: weights[1].at[t]
+      )
+      f += tiles.per_row(tokens[_F_2], width) * times(
+          lambda t: momentum[1].at[t]
+      )
+      f += product(scores.at[zero()], deltas.at[zero(), :size])
+      outputs[instance, n], _ = tiles.normalize(f)
+      # The chunk's keys and queries have been read.
+      for row, target in ((_G_2, keys), (_N_2, queries)):
+        g = tokens[row]
+        target[zero()] = tiles.columns(
+            lambda delta, g=g: (
+                delta.astype(jnp.float32) * tiles.per_row(g, delta.shape[1])
+            ).astype(dtype),
+            deltas[zero()],
+        )
+
+    head.sync()
+
+    for i, t in enumerate(own):
+
+      def change(scaled, t=t):
+        z0 = zero()
+        return product(acts.at[t + z0, :, :size], scaled.at[z0, :size])
+
+      changes = [functools.partial(change, x) for x in (keys, queries)]
+      rest[i] = rest[i][0], update(1, t, n, rest[i][1], changes)
+    head.sync()
+    pl.when(head.is_leader & (n + 1 < shape.chunks))(lambda: fetch(n + 1))
+    return tuple(rest)
+
+  rest = jax.lax.fori_loop(0, shape.chunks, step, rest)
+  head.store(last, (instance,), rest, outlets)
+  tiles.plgpu.wait_smem_to_gmem(0)
+
+
+def _buffers(shape: shapes.Shape):
+  """Returns the buffers in shared memory."""
+  size, width = shape.chunk, shape.width
+
+  def buffer(*sizes):
+    columns = math.gcd(tiles.TILE, width, size)
+    return tiles.buffer(sizes, shape.dtype, columns)
+
+  layer = buffer(shape.tiles, tiles.TILE, width)
+  hidden = buffer(shape.tiles, tiles.TILE, tiles.TILE)
+  tokens = buffer(1, tiles.TILE, width)
+  return (
+      (layer, layer),  # weights
+      (layer, layer),  # momentum
+      hidden,  # the keys' hidden units
+      hidden,  # their slopes, the queries' hidden units
+      tokens,  # keys
+      tokens,  # queries
+      buffer(1, tiles.TILE, size),  # scores of either layer
+      tokens,  # errors, delta_2
+      tiles.plgpu.SMEM((8, tiles.TILE), jnp.float32),
+  )
+
+
+def shared_bytes(shape: shapes.Shape) -> int:
+  """Returns the shared memory of a block."""
+  return tiles.shared_bytes(_buffers(shape), len(_BARRIERS))
+
+
+def _state_type(shape: shapes.Shape, *lead: int) -> shapes.State:
+  x = shapes.tile_type(shape, shape.width, *lead)
+  rest = shapes.tile_type(shape, tiles.TILE, *lead)
+  return shapes.State((x, x), (x, x), (rest, rest))
+
+
+def run(shape: shapes.Shape, state: shapes.State, chunks: Chunks, interpret):
+  """Returns outputs, losses, the last state and, if wanted, the states kept."""
+  of_chunks = shape.instances, shape.chunks, tiles.TILE
+  results: tuple[Any, ...] = (
+      jax.ShapeDtypeStruct((*of_chunks, shape.width), jnp.float32),
+      jax.ShapeDtypeStruct(of_chunks, jnp.float32),
+      _state_type(shape, shape.instances),
+  )
+  name = "fused_memory_scan"
+  if shape.keep_every is not None:
+    kept = -(-shape.chunks // shape.keep_every)
+    results += (_state_type(shape, shape.instances, kept),)
+    name += "_keeping"
+  barriers = [
+      tiles.plgpu.Barrier(num_arrivals=arrivals)
+      for arrivals in (5, 1, 4 * shape.tiles, shape.warpgroups)
+  ]
+  return tiles.launch(
+      functools.partial(_kernel, shape),
+      name,
+      (state, chunks),
+      results,
+      (*_buffers(shape), *barriers),
+      instances=shape.instances,
+      warpgroups=shape.warpgroups,
+      interpret=interpret,
+  )
+
+
+def prepare(
+    shape: shapes.Shape, chunks: chunk_lib.Prepared, params: networks.Params
+) -> Chunks:
+  """Computes what does not depend on the state, for all chunks at once: the
+  kernel's time is what has to wait for it."""
+  batch, heads = chunks.keys.shape[:2]
+  gates: Any = chunks.gates
+  first, second = gates
+  lead = (shape.instances, shape.chunks)
+
+  def flat(x):
+    return x.reshape(*lead, *x.shape[3:])
+
+  def operand(x):
+    return flat(x).astype(shape.dtype)
+
+  def row(x):  # [..., b, 1] or [..., 1, b] -> [I, N, 64]
+    x = x.reshape(*lead, shape.chunk)
+    return jnp.pad(x, [(0, 0), (0, 0), (0, tiles.TILE - shape.chunk)])
+
+  keys, queries = operand(chunks.keys), operand(chunks.queries)
+  scores = jnp.einsum(
+      "inkd,inqd->inkq", keys, queries, preferred_element_type=jnp.float32
+  )
+  scores *= -jnp.swapaxes(flat(first.gradients), -1, -2)
+  rows: list[Any] = [None] * 8
+  rows[_BETA_2], rows[_F_2] = second.weights, second.momentum
+  rows[_G_2], rows[_N_2] = -second.last_gradients, -second.momentum_gradients
+  rows[_BETA_1], rows[_F_1] = first.weights, first.momentum
+  rows[_G_1], rows[_N_1] = -first.last_gradients, -first.momentum_gradients
+  ends = [
+      x.reshape(lead)
+      for c in (first, second)
+      for x in (c.last_weights, c.last_momentum, c.momentum_kept)
+  ]
+  n, every = jnp.arange(shape.chunks, dtype=jnp.int32), shape.keep_every or 1
+  gain = jnp.broadcast_to(params["gain"], (batch, heads, shape.width))
+  return Chunks(
+      keys=keys,
+      queries=queries,
+      errors=operand(chunks.keys - chunks.values),
+      scores=scores.astype(shape.dtype),
+      gradients=operand(-second.gradients),
+      tokens=jnp.stack([row(x) for x in rows], axis=2).astype(jnp.float32),
+      ends=jnp.stack(ends, axis=-1).astype(jnp.float32),
+      gain=gain.reshape(-1, shape.width).astype(jnp.float32),
+      zero=jnp.zeros(1, jnp.int32),
+      places=jnp.where(n % every == 0, n // every, -1),
+  )

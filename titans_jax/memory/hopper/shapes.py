@@ -1,0 +1,188 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes that the kernels run, and the state as they have it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import tuning
+from titans_jax.memory import chunk as chunk_lib
+from titans_jax.memory import networks
+from titans_jax.memory.hopper import tiles
+
+Array = jax.Array
+
+CHUNKS = (16, 32, 64)
+# Head dimensions, with four hidden units a channel.
+WIDTHS = (16, 32, 48, 64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """Sizes of a scan.
+
+  Attributes:
+    instances: I, rows times heads.
+    chunks: N.
+    chunk: b.
+    width: D.
+    hidden: units between the layers.
+    dtype: of the products' operands.
+    keep_every: chunks between states that are kept; None: none is.
+  """
+
+  instances: int
+  chunks: int
+  chunk: int
+  width: int
+  hidden: int
+  dtype: Any
+  keep_every: int | None = None
+
+  @property
+  def tiles(self) -> int:
+    return self.hidden // tiles.TILE
+
+  @property
+  def tiles_per_group(self) -> int:
+    """Tiles that a warpgroup owns: four warpgroups would have too few registers
+    each for 64 channels."""
+    return 2 if self.width > 48 else 1
+
+  @property
+  def warpgroups(self) -> int:
+    return self.tiles // self.tiles_per_group
+
+
+class State(NamedTuple):
+  """W and S of I instances, hidden units first: leaves [I, hidden / 64, 64, D].
+
+  Attributes:
+    weights: both layers', in the products' dtype.
+    momentum: both layers', likewise.
+    rest: what rounding left of the weights; as a result, the first D of 64
+      columns: it comes out through buffers as wide.
+  """
+
+  weights: tuple[Array, Array]
+  momentum: tuple[Array, Array]
+  rest: tuple[Array, Array]
+
+
+def tile_type(shape: Shape, columns: int, *lead: int) -> jax.ShapeDtypeStruct:
+  """Returns the type of all tiles of something, [*lead, hidden / 64, 64, n]."""
+  sizes = (*lead, shape.tiles, tiles.TILE, columns)
+  return jax.ShapeDtypeStruct(sizes, shape.dtype)
+
+
+def pack(shape: Shape, carry: chunk_lib.Carry) -> State:
+  """Returns a turned carry [B, H, D, hidden] as the kernel has it."""
+
+  def rows(x):
+    x = jnp.swapaxes(x, -1, -2)
+    x = x.reshape(shape.instances, shape.tiles, tiles.TILE, shape.width)
+    return x.astype(jnp.float32)
+
+  (w1, w2), (s1, s2) = jax.tree.map(rows, (carry.weights, carry.momentum))
+  (w1, rest1), (w2, rest2) = tiles.split(w1, shape.dtype), tiles.split(
+      w2, shape.dtype
+  )
+  return State(
+      (w1, w2), (s1.astype(shape.dtype), s2.astype(shape.dtype)), (rest1, rest2)
+  )
+
+
+def unpack(state: State, lead: tuple[int, ...], like) -> chunk_lib.Carry:
+  """Returns a state [I, ...] as a turned carry, leaves [*lead, D, hidden]."""
+
+  def turned(x):
+    x = x.reshape(*lead, -1, x.shape[-1])
+    return jnp.swapaxes(x, -1, -2)
+
+  weights = tuple(w.astype(jnp.float32) for w in state.weights)
+  if state.rest:
+    weights = tuple(
+        w + rest[..., : w.shape[-1]].astype(jnp.float32)
+        for w, rest in zip(weights, state.rest)
+    )
+  carry = chunk_lib.Carry(
+      jax.tree.map(turned, weights), jax.tree.map(turned, state.momentum)
+  )
+  return jax.tree.map(lambda x, y: x.astype(y.dtype), carry, like)
+
+
+def narrow(shape: Shape, state: State) -> State:
+  """Returns a state that a kernel wrote, as it reads it: the rest of D columns."""
+  return state._replace(rest=tuple(x[..., : shape.width] for x in state.rest))
+
+
+def why_not(
+    options: chunk_lib.Rule,
+    carry: chunk_lib.Carry,
+    chunks: chunk_lib.Prepared,
+    constants: chunk_lib.Constants,
+) -> str | None:
+  """Returns why a scan cannot run as this kernel; None: it can.
+
+  Args:
+    options: the rule.
+    carry: leaves [B, H, ...], turned.
+    chunks: leaves [B, H, N, ...].
+    constants: what all chunks share.
+  """
+  return (
+      why_not_device()
+      or why_not_rule(options, carry, constants)
+      or why_not_shape(options, chunks.keys.shape)
+  )
+
+
+def why_not_device() -> str | None:
+  """Returns why the kernel does not run on the devices meant, or here at all."""
+  if tiles.plgpu is None or not hasattr(tiles.plgpu, "InterpretGPUParams"):
+    return f"the kernel for Hopper needs jax 0.11, this is {jax.__version__}"
+  kind = tuning.gpu_kind()
+  if kind is None or not tuning.is_hopper(kind):
+    return f"the kernel is for H100 and H200, not for {kind or 'no GPU'}"
+  return None
+
+
+def why_not_rule(options, carry, constants) -> str | None:
+  """Returns why the kernel does not know a rule, whatever its sizes."""
+  net = options.net
+  default = networks.MLP(expansion=getattr(net, "expansion", 4))
+  if net != default:
+    return f"the kernel is written for {default}, not for {net}"
+  if options.max_grad_norm is not None:
+    return "the kernel has no max_grad_norm"
+  if carry.momentum is None:
+    return "the kernel has no rule without momentum"
+  if constants.initial is not None:
+    return "the kernel cannot start documents inside a scan"
+  return None
+
+
+def why_not_shape(options, keys: tuple[int, ...]) -> str | None:
+  """Returns why the kernel does not run on keys [B, H, N, b, D]."""
+  chunk, width = keys[-2:]
+  hidden = options.net.layer_shapes(width)[0][1]
+  if options.dtype is None or jnp.dtype(options.dtype) != jnp.bfloat16:
+    return "the kernel's products are of bfloat16"
+  if width not in WIDTHS:
+    return (
+        f"the kernel takes head dimensions of {', '.join(map(str, WIDTHS))}, not"
+        f" of {width}"
+    )
+  if hidden != 4 * width:
+    return f"the kernel takes {4 * width} hidden units, not {hidden}"
+  if chunk not in CHUNKS:
+    return (
+        f"the kernel takes chunks of {', '.join(map(str, CHUNKS))} tokens, not of"
+        f" {chunk}"
+    )
+  return None

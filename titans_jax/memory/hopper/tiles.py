@@ -1,0 +1,199 @@
+# Copyright 2026 The titans_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernels do with tiles of 64 rows, and how they are started."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Callable
+
+import jax
+from jax.experimental import pallas as pl
+import jax.numpy as jnp
+
+from titans_jax.memory import networks
+
+plgpu: Any
+try:
+  from jax.experimental.pallas import mosaic_gpu as plgpu
+except ImportError:  # A jaxlib without it.
+  plgpu = None
+
+Array = jax.Array
+
+# Rows of a `wgmma`.
+TILE = 64
+
+
+def columns(fn, *xs: Array):
+  """Applies fn to 16 columns after the other, which frees registers as it goes."""
+  size = min(16, xs[0].shape[1])
+  parts = [
+      fn(*(x[:, i : i + size] for x in xs))
+      for i in range(0, xs[0].shape[1], size)
+  ]
+  if len(parts) == 1:
+    return parts[0]
+  return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
+
+
+def per_row(x: Array, columns: int) -> Array:
+  return jax.lax.broadcast_in_dim(x, (TILE, columns), [0])
+
+
+def per_column(x: Array) -> Array:
+  return jax.lax.broadcast_in_dim(x, (TILE, x.shape[0]), [1])
+
+
+def packed(*xs: Array) -> tuple[Array, ...]:
+  """Keeps the compiler from rounding a value at its use instead of here, which
+  would hold it in twice the registers."""
+  return tuple(jax.lax.optimization_barrier(xs))
+
+
+def load(ref, axis: int | None = None) -> Array:
+  """Loads [64, n] from main memory; or what lies along an axis of such."""
+  layout = plgpu.Layout.WGMMA
+  if axis is not None:
+    layout = layout.reduce(1 - axis)
+  return plgpu.load(ref, layout=layout, optimized=False)
+
+
+def normalize(x: Array) -> tuple[Array, Array]:
+  """Returns LN(x) [64, D], and one over the deviation [64]."""
+  width = x.shape[1]
+  x = x - per_row(jnp.sum(x, axis=1) * (1 / width), width)
+  variance = jnp.sum(x * x, axis=1) * (1 / width)
+  scale = jax.lax.rsqrt(variance + networks.NORM_EPSILON)
+  return x * per_row(scale, width), scale
+
+
+def gelu(z: Array) -> Array:
+  return z * networks.gelu_gate(z)
+
+
+def gelu_slope(z: Array) -> Array:
+  gate = networks.gelu_gate(z)
+  return gate + z * gate * (1 - gate) * networks.gelu_steepness(z)
+
+
+def split(x: Array, dtype) -> tuple[Array, Array]:
+  """Returns x rounded, and what that left."""
+  rounded = x.astype(dtype)
+  return rounded, (x - rounded.astype(x.dtype)).astype(dtype)
+
+
+class Products:
+  """Products of 64 rows, accumulated in float32.
+
+  An operand on the left is in shared memory or in registers, one on the right in
+  shared memory. GPU interpret mode has none in registers: there they are
+  multiplied by JAX.
+  """
+
+  def __init__(self, interpreted: bool):
+    self._interpreted = interpreted
+
+  def __call__(self, left, right) -> Array:
+    return self.sum([left], [right])
+
+  def sum(self, lefts, rights) -> Array:
+    """Returns the sum of products."""
+    if self._interpreted:
+      held = [isinstance(left, jax.Array) for left in lefts]
+      if any(held):
+        return sum(
+            jnp.dot(left, right[...], preferred_element_type=jnp.float32)
+            if is_held
+            else self(left, right)
+            for is_held, left, right in zip(held, lefts, rights)
+        )
+
+    def run(accumulator):
+      for left, right in zip(lefts, rights):
+        plgpu.wgmma(accumulator, left, right)
+      return accumulator[...]
+
+    shape = (TILE, rights[0].shape[1])
+    return pl.run_scoped(run, plgpu.ACC(shape, jnp.float32))
+
+
+def turned(ref):
+  return ref.transpose((1, 0))
+
+
+def buffer(sizes: tuple[int, ...], dtype, columns: int):
+  """Returns a buffer in shared memory.
+
+  Args:
+    sizes: of its axes; the last two are rows and columns of operands.
+    dtype: of its numbers.
+    columns: every product contracts or slices whole columns of this many.
+  """
+  if dtype != jnp.bfloat16:  # Interpreted.
+    return plgpu.SMEM(sizes, dtype)
+  transforms = (
+      plgpu.TilingTransform((8, columns)),
+      plgpu.SwizzleTransform(2 * columns),
+  )
+  return plgpu.SMEM(sizes, dtype, transforms=transforms)
+
+
+def shared_bytes(buffers: Any, barriers: int) -> int:
+  """Returns the shared memory of buffers, each in whole KiB, and of barriers."""
+  sizes = [
+      math.prod(x.shape) * jnp.dtype(x.dtype).itemsize
+      for x in jax.tree.leaves(buffers)
+  ]
+  return sum(-(-size // 1024) * 1024 for size in sizes) + 8 * barriers
+
+
+def launch(
+    kernel: Callable[..., None],
+    name: str,
+    inputs: Any,
+    results: Any,
+    scratch: Any,
+    *,
+    instances: int,
+    warpgroups: int,
+    interpret: Any,
+) -> Any:
+  """Runs a kernel, a block of threads for every instance.
+
+  Args:
+    kernel: (interpreted, inputs, results, scratch) -> None, of references.
+    name: of the kernel.
+    inputs: pytree of arrays in main memory.
+    results: pytree of the types of what it writes there.
+    scratch: pytree of buffers and barriers.
+    instances: blocks.
+    warpgroups: of a block.
+    interpret: `plgpu.InterpretGPUParams`; None: compiled.
+  """
+  trees = (inputs, results, scratch)
+  counts = [len(jax.tree.leaves(tree)) for tree in trees]
+
+  def body(*refs):
+    refs, parts = iter(refs), []
+    for tree, count in zip(trees, counts):
+      leaves = [next(refs) for _ in range(count)]
+      parts.append(jax.tree.unflatten(jax.tree.structure(tree), leaves))
+    kernel(bool(interpret), *parts)
+
+  body.__name__ = name
+  run = plgpu.kernel(
+      body,
+      out_type=jax.tree.leaves(results),
+      scratch_types=jax.tree.leaves(scratch),
+      grid=(instances,),
+      grid_names=("instance",),
+      num_threads=warpgroups,
+      thread_name="group",
+      compiler_params=plgpu.CompilerParams(
+          approx_math=True, reduction_scratch_bytes=0
+      ),
+      **({"interpret": interpret} if interpret else {}),
+  )
+  leaves = run(*jax.tree.leaves(inputs))
+  return jax.tree.unflatten(jax.tree.structure(results), leaves)
