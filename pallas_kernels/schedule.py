@@ -149,6 +149,7 @@ def compile_for_gpu(case: _aot_gpu.Case) -> list[dict[str, Any]]:
   directions = {
       "fused_memory_scan": "forward",
       "fused_memory_scan_keeping": "forward, kept",
+      "fused_memory_scan_backward": "backward",
   }
   return [
       {

@@ -28,6 +28,8 @@ from titans_jax import memory
 from titans_jax.memory import chunk as chunk_lib
 from titans_jax.memory import hopper
 from titans_jax.memory import scanning
+from titans_jax.memory.hopper import fused
+from titans_jax.memory.hopper import shapes
 
 
 def interpreted(test):
@@ -60,11 +62,13 @@ class InterpretedTest(parameterized.TestCase):
     self.enter_context(jax.enable_x64(False))
 
   @parameterized.named_parameters(
-      # Two warpgroups, two groups of states, a chunk that stays open.
-      ("two_warpgroups", 8, {"length": 40, "mask": True}),
+      # Two warpgroups, a chunk that stays open.
+      ("two_warpgroups", 8, 2**32, {"length": 40, "mask": True}),
+      # Two blocks of two chunks, of which one state each is kept.
       (
           "held_gates_kept_in_groups",
           4,
+          1,
           {
               "length": 64,
               "gates_per_chunk": True,
@@ -72,7 +76,7 @@ class InterpretedTest(parameterized.TestCase):
           },
       ),
   )
-  def test_equals_lax_scan(self, expansion, options):
+  def test_equals_lax_scan(self, expansion, block_bytes, options):
     inputs = testing.make_inputs(
         memory.MLP(expansion=expansion),
         batch=1,
@@ -87,7 +91,10 @@ class InterpretedTest(parameterized.TestCase):
     inputs.tokens["gates"] = dataclasses.replace(
         gates, learning_rate=0.1 * gates.learning_rate
     )
-    with interpreted(self):
+    with (
+        interpreted(self),
+        mock.patch.object(fused, "_BLOCK_BYTES", block_bytes),
+    ):
       actual = kernel_test.gradients(inputs, "pallas")
     testing.assert_close(actual, kernel_test.gradients(inputs, "xla"), 1e-5)
 
@@ -180,6 +187,21 @@ class WhyNotTest(parameterized.TestCase):
     ):
       inputs.call("pallas")
 
+  def test_blocks_hold_whole_groups(self):
+    shape = shapes.Shape(
+        instances=128,
+        chunks=64,
+        chunk=64,
+        width=64,
+        hidden=256,
+        dtype=jnp.dtype("bfloat16"),
+    )
+    self.assertEqual(hopper.choose_block(shape), 16)
+    for kept, most, expected in ((4, 2**28, 4), (4, 2**40, 64), (32, 1, 32)):
+      with mock.patch.object(fused, "_BLOCK_BYTES", most):
+        grouped = dataclasses.replace(shape, keep_every=kept)
+        self.assertEqual(hopper.choose_block(grouped), expected)
+
   def test_states_are_kept_where_memory_allows(self):
     self.assertEqual(hopper.choose_kept(64, 2**10, None), 1)
     self.assertEqual(hopper.choose_kept(64, 2**25, None), 4)
@@ -209,8 +231,9 @@ class _Compiled(absent_gpu.TestCase):
 
   def check_spills(self, target, dim, chunk, most):
     result, kernels = compile_(_aot_gpu.Case(target, dim, 4 * dim, chunk, 4))
+    name = "fused_memory_scan"
     self.assertEqual(
-        set(kernels), {"fused_memory_scan", "fused_memory_scan_keeping"}
+        set(kernels), {name, f"{name}_keeping", f"{name}_backward"}
     )
     for name, kernel in kernels.items():
       self.assertLessEqual(kernel["spill_stores"], most, name)
