@@ -75,6 +75,17 @@ class InterpretedTest(parameterized.TestCase):
               "checkpoint_every": 2,
           },
       ),
+      # Documents that start within a group, and with a block.
+      (
+          "documents",
+          4,
+          1,
+          {
+              "length": 64,
+              "checkpoint_every": 2,
+              "resets": [(0, 16), (0, 32)],
+          },
+      ),
   )
   def test_equals_lax_scan(self, expansion, block_bytes, options):
     inputs = testing.make_inputs(
@@ -96,7 +107,7 @@ class InterpretedTest(parameterized.TestCase):
         mock.patch.object(fused, "_BLOCK_BYTES", block_bytes),
     ):
       actual = kernel_test.gradients(inputs, "pallas")
-    testing.assert_close(actual, kernel_test.gradients(inputs, "xla"), 1e-5)
+    testing.assert_close(actual, kernel_test.gradients(inputs, "xla"), 2e-5)
 
   def test_rounds_as_much_as_lax_scan(self):
     problem = _problems.Problem(
@@ -154,7 +165,6 @@ class WhyNotTest(parameterized.TestCase):
       ({"activation": "silu"}, {}, "silu"),
       ({}, {"max_grad_norm": 1.0}, "no max_grad_norm"),
       ({}, {"momentum": False}, "without momentum"),
-      ({}, {"resets": [(0, 4)]}, "start documents"),
   )
   def test_rules(self, net, options, message):
     inputs = testing.make_inputs(

@@ -1,21 +1,25 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel of the backward pass: how the state's cotangent goes through chunks.
+"""The kernel that takes the state's cotangent through chunks, in reverse.
 
-Of a chunk's derivative only one thing has to wait for the chunks behind it, the
-cotangent (P, R) of the state (W, S) that the chunk leaves. With the weights before
-every chunk at hand, everything else is made for many chunks at once by XLA: what
-is here linear in (P, R) has coefficients that are known before (`linearize`), and
-what the chunk's own reads add is too. A chunk takes (P, R) to
+Of a chunk's derivative one thing has to wait for the chunks behind it: the
+cotangent (P, R) of the state (W, S) that it leaves. With the weights before every
+chunk at hand everything else is made for many chunks at once by XLA: the
+coefficients of what is linear in (P, R) here (`linearize`), and what a chunk's own
+reads add. The update of each layer is
 
-    P_1 <- beta P_1 + f... of layer 1:  P' = beta P + dZ K,  R' = f P + m R
-    of layer 2:  P' = beta P + A dF + dU Delta,  R' = f P + m R
+    W' = beta W + f S - A^T diag(g) Delta,    S' = m S - A^T diag(n) Delta
 
-for the update W' = beta W + f S - A diag(g) Delta, S' = m S - A diag(n) Delta of
-each layer (of the first A is K^T), where, transposed as in the forward kernel,
+(of the first, A is K), so a chunk takes its layers' (P, R) to
+
+    P_1 <- beta P_1 + dZ K,                   R_1 <- f P_1 + m R_1
+    P_2 <- beta P_2 + A dF + dU Delta_2,      R_2 <- f P_2 + m R_2
+
+where, transposed as in the forward kernel, hidden units by tokens, and with
+U = W_2 Delta_2^T, F = f(k) and Delta_1^T = U * gelu'(Z),
 
     dDelta_1 = -(P_1 K^T) diag(g_1) - (R_1 K^T) diag(n_1)
-    dU       = dDelta_1 * gelu'(Z)                   Delta_1 = U * gelu'(Z)
+    dU       = dDelta_1 * gelu'(Z)
     dDelta_2 = -diag(g_2) A^T P_2 - diag(n_2) A^T R_2 + dU^T W_2
     dF       = what LN, and the loss's gradient through it, make of dDelta_2
     dA       = -(P_2 Delta_2^T) diag(g_2) - (R_2 Delta_2^T) diag(n_2) + W_2 dF^T
@@ -62,7 +66,8 @@ class Chunks(NamedTuple):
     direct: what the chunk's own reads add to the cotangents of W and S before it,
       leaves [I, N, hidden / 64, 64, D].
     tokens: float32 [I, N, 8, 64], a coefficient per row, a token per column.
-    ends: float32 [I, N, 6], last beta, f and m of each layer.
+    ends: float32 [I, N, 7], last beta, f and m of each layer; and 0 where a
+      document starts, before which nothing counts, else 1.
     gain: float32 [I, D].
     zero: int32 [1].
   """
@@ -127,8 +132,9 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
 
   def update(layer, t, n, rest, change):
     """Writes a tile's next P and R, given P's change; returns P's rest."""
-    beta, f, m = (
-        chunks.ends[instance + zero(), n, 3 * layer + i] for i in range(3)
+    beta, f, m, keep = (
+        chunks.ends[instance + zero(), n, i]
+        for i in (3 * layer, 3 * layer + 1, 3 * layer + 2, 6)
     )
     w, s = weights[layer], momentum[layer]
     direct = [
@@ -140,7 +146,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
       whole = w.astype(jnp.float32) + rest.astype(jnp.float32)
       s = f * whole + m * s.astype(jnp.float32) + more_s.astype(jnp.float32)
       whole = beta * whole + change + more_w.astype(jnp.float32)
-      return *tiles.split(whole, dtype), s.astype(dtype)
+      return *tiles.split(keep * whole, dtype), (keep * s).astype(dtype)
 
     w[t], rest, s[t] = tiles.packed(
         *tiles.columns(new, w[t], rest, s[t], *direct, change)
@@ -340,6 +346,7 @@ def linearize(
     chunks: chunk_lib.Prepared,
     params: networks.Params,
     direct: chunk_lib.Carry,
+    starts: Array | None,
 ) -> Chunks:
   """Computes all that does not depend on the chunks behind, for all at once.
 
@@ -350,6 +357,7 @@ def linearize(
     params: of the network.
     direct: cotangents that the chunks' own reads give the states before them,
       turned, leaves [B, H, N, D, hidden].
+    starts: bool [B, H, N], where a document starts, or None.
   """
   batch, heads = chunks.keys.shape[:2]
   lead = shape.instances, shape.chunks
@@ -400,6 +408,7 @@ def linearize(
       for c in (first, second)
       for x in (c.last_weights, c.last_momentum, c.momentum_kept)
   ]
+  ends.append(jnp.ones(lead) if starts is None else 1 - starts.reshape(lead))
   return Chunks(
       keys=keys.astype(shape.dtype),
       deltas=deltas.astype(shape.dtype),

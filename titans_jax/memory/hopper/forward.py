@@ -39,6 +39,7 @@ class Chunks(NamedTuple):
     gain: float32 [I, D].
     zero: int32 [1].
     places: int32 [N], where the state before a chunk is kept; negative: nowhere.
+    starts: int32 [I, N], 1 where a document starts; None: nowhere.
   """
 
   keys: Array
@@ -51,11 +52,12 @@ class Chunks(NamedTuple):
   gain: Array
   zero: Array
   places: Array
+  starts: Array | None
 
 
 def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
   """What a warpgroup does for one head."""
-  state, chunks = inputs
+  state, initial, chunks = inputs
   outputs, losses, last, *kept = results
   (weights, momentum, acts, reads, keys, queries, scores, errors, tokens), (
       chunk_came,
@@ -118,6 +120,13 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     return rest
 
   def step(n, rest):
+    if chunks.starts is not None:
+      rest = jax.lax.cond(
+          chunks.starts[instance, n] > 0,
+          lambda _: head.fetch_state(initial, state_came),
+          lambda rest: rest,
+          rest,
+      )
     rest = list(rest)
     tiles.plgpu.barrier_wait(chunk_came)
     if shape.keep_every is not None:
@@ -300,8 +309,22 @@ def _state_type(shape: shapes.Shape, *lead: int) -> shapes.State:
   return shapes.State((x, x), (x, x), (rest, rest))
 
 
-def run(shape: shapes.Shape, state: shapes.State, chunks: Chunks, interpret):
-  """Returns outputs, losses, the last state and, if wanted, the states kept."""
+def run(
+    shape: shapes.Shape,
+    state: shapes.State,
+    initial: shapes.State | None,
+    chunks: Chunks,
+    interpret,
+):
+  """Returns outputs, losses, the last state and, if wanted, the states kept.
+
+  Args:
+    shape: sizes.
+    state: to begin with.
+    initial: that documents start from; None: none starts.
+    chunks: from `prepare`.
+    interpret: `plgpu.InterpretGPUParams`; None: compiled.
+  """
   of_chunks = shape.instances, shape.chunks, tiles.TILE
   results: tuple[Any, ...] = (
       jax.ShapeDtypeStruct((*of_chunks, shape.width), jnp.float32),
@@ -320,7 +343,7 @@ def run(shape: shapes.Shape, state: shapes.State, chunks: Chunks, interpret):
   return tiles.launch(
       functools.partial(_kernel, shape),
       name,
-      (state, chunks),
+      (state, initial, chunks),
       results,
       (*_buffers(shape), *barriers),
       instances=shape.instances,
@@ -330,10 +353,20 @@ def run(shape: shapes.Shape, state: shapes.State, chunks: Chunks, interpret):
 
 
 def prepare(
-    shape: shapes.Shape, chunks: chunk_lib.Prepared, params: networks.Params
+    shape: shapes.Shape,
+    chunks: chunk_lib.Prepared,
+    params: networks.Params,
+    starts: Array | None,
 ) -> Chunks:
   """Computes what does not depend on the state, for all chunks at once: the
-  kernel's time is what has to wait for it."""
+  kernel's time is what has to wait for it.
+
+  Args:
+    shape: sizes.
+    chunks: leaves [B, H, N, ...], with coefficients.
+    params: of the network.
+    starts: bool [B, H, N], where a document starts, or None.
+  """
   batch, heads = chunks.keys.shape[:2]
   gates: Any = chunks.gates
   first, second = gates
@@ -377,4 +410,5 @@ def prepare(
       gain=gain.reshape(-1, shape.width).astype(jnp.float32),
       zero=jnp.zeros(1, jnp.int32),
       places=jnp.where(n % every == 0, n // every, -1),
+      starts=None if starts is None else starts.reshape(lead).astype(jnp.int32),
   )

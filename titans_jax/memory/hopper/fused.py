@@ -46,7 +46,7 @@ def scan(
       which the backward pass runs single chunks. Keeps what its own needs.
     carry: W and S, leaves [B, H, D, hidden], turned.
     chunks: leaves [B, H, N, ...], with coefficients.
-    constants: the network's slow parameters.
+    constants: the network's slow parameters, and what documents start from.
     group: chunks between states that are kept for the backward pass, made a
       divisor of N. None: one, or near sqrt(N) where states are many.
     interpret: `plgpu.InterpretGPUParams`; None: compiled.
@@ -55,7 +55,18 @@ def scan(
     The carry at the end, and outputs [B, H, N, b, D] and losses [B, H, N, 1, b].
   """
   call = _Call(options, by_lax, group, interpret)
-  return _scan(call, carry, _close(chunks), constants.params)
+  starts = chunks.resets
+  if constants.initial is None:
+    starts = None
+  if starts is not None:
+    starts = starts.reshape(chunks.keys.shape[:3])
+    constants = constants._replace(
+        initial=jax.tree.map(
+            lambda x, y: jnp.broadcast_to(x, y.shape), constants.initial, carry
+        )
+    )
+  chunks = _close(chunks)._replace(resets=None)
+  return _scan(call, carry, chunks, constants, starts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,30 +134,35 @@ def budget(options, carry, chunks, *, group=None) -> dict[str, int | None]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scan(call, carry, chunks, params):
-  return _forward(call, carry, chunks, params, keep=False)[:2]
+def _scan(call, carry, chunks, constants, starts):
+  return _forward(call, carry, chunks, constants, starts, keep=False)[:2]
 
 
-def _forward(call, carry, chunks, params, *, keep):
+def _forward(call, carry, chunks, constants, starts, *, keep):
   shape = call.shape(carry, chunks, keep=keep)
   lead = chunks.keys.shape[:3]
-  outputs, losses, last, *kept = forward.run(
-      shape,
-      shapes.pack(shape, carry),
-      forward.prepare(shape, chunks, params),
-      call.interpret,
+  outputs, losses, last, *kept = _run(
+      call, shape, shapes.pack(shape, carry), chunks, constants, starts
   )
   outputs = outputs[:, :, : shape.chunk].reshape(chunks.keys.shape)
-  gain = params["gain"][:, :, None, None]
+  gain = constants.params["gain"][:, :, None, None]
   losses = losses[:, :, : shape.chunk].reshape(*lead, 1, shape.chunk)
   carry = shapes.unpack(last, lead[:2], carry)
   return carry, (chunks.queries + gain * outputs, losses), kept
 
 
-def _scan_fwd(call, carry, chunks, params):
-  carry, ys, kept = _forward(call, carry, chunks, params, keep=True)
+def _run(call, shape, state, chunks, constants, starts):
+  initial = None
+  if starts is not None:
+    initial = shapes.pack(shape, constants.initial)
+  prepared = forward.prepare(shape, chunks, constants.params, starts)
+  return forward.run(shape, state, initial, prepared, call.interpret)
+
+
+def _scan_fwd(call, carry, chunks, constants, starts):
+  carry, ys, kept = _forward(call, carry, chunks, constants, starts, keep=True)
   like = jax.tree.map(lambda x: jnp.zeros((), x.dtype), carry)
-  return (carry, ys), (kept[0], like, chunks, params)
+  return (carry, ys), (kept[0], like, chunks, constants, starts)
 
 
 def _scan_bwd(call, saved, cotangents):
@@ -155,7 +171,7 @@ def _scan_bwd(call, saved, cotangents):
   What waits for the chunks behind, the state's cotangent, is the kernel's; XLA
   makes the rest of a block's chunks at once, each by itself.
   """
-  kept, like, chunks, params = saved
+  kept, like, chunks, constants, starts = saved
   batch, heads, steps = chunks.keys.shape[:3]
   d_last, d_ys = cotangents
   whole = dataclasses.replace(
@@ -174,66 +190,82 @@ def _scan_bwd(call, saved, cotangents):
     x = jnp.moveaxis(x, 0, 2)
     return x.reshape(batch, heads, steps, *x.shape[4:])
 
-  def each(carry, chunks, params):
-    """Runs every chunk by itself, as one of many heads."""
-
-    def as_heads(x):
-      return x.reshape(batch, heads * size, *x.shape[3:])
-
-    carry, ys = call.by_lax(
-        jax.tree.map(as_heads, carry),
-        jax.tree.map(lambda x: as_heads(x)[:, :, None], chunks),
-        chunk_lib.Constants(
-            jax.tree.map(lambda x: jnp.repeat(x, size, axis=1), params)
-        ),
-    )
-
-    def as_chunks(x):
-      return x.reshape(batch, heads, size, *x.shape[2:])
-
-    return jax.tree.map(as_chunks, carry), jax.tree.map(
-        lambda y: as_chunks(y[:, :, 0]), ys
-    )
-
   def step(later, block):
-    d_after, d_params = later
-    kept, chunks, d_ys = block
-    states = _states(whole, kept, chunks, params, call.interpret)
+    d_after, d_constants = later
+    kept, chunks, d_ys, starts = block
+    states = _states(call, whole, kept, chunks, constants, starts)
+    each = functools.partial(_each, call, starts)
     carry = shapes.unpack(states, (batch, heads, size), like)
-    _, vjp_reads = jax.vjp(lambda carry: each(carry, chunks, params)[1], carry)
-    (direct,) = vjp_reads(d_ys)
-    linear = backward.linearize(shape, states, chunks, params, direct)
+    _, vjp_reads = jax.vjp(
+        lambda carry: each(carry, chunks, constants)[1], carry
+    )
+    linear = backward.linearize(
+        shape, states, chunks, constants.params, *vjp_reads(d_ys), starts
+    )
     d_before, d_states = backward.run(shape, d_after, linear, call.interpret)
     d_carry = shapes.unpack(d_states, (batch, heads, size), like)
-    _, vjp = jax.vjp(functools.partial(each, carry), chunks, params)
+    _, vjp = jax.vjp(functools.partial(each, carry), chunks, constants)
     d_chunks, own = vjp((d_carry, d_ys))
-    d_before = shapes.narrow(shape, d_before)
-    return (d_before, jax.tree.map(jnp.add, d_params, own)), d_chunks
+    d_constants = jax.tree.map(jnp.add, d_constants, own)
+    return (shapes.narrow(shape, d_before), d_constants), d_chunks
 
   blocks = (
       jax.tree.map(lambda x: in_blocks(x, 1), kept),
-      jax.tree.map(lambda x: in_blocks(x, 2), (chunks, d_ys)),
+      *jax.tree.map(lambda x: in_blocks(x, 2), (chunks, d_ys, starts)),
   )
-  blocks = (blocks[0], *blocks[1])
-  start = shapes.pack(shape, d_last), jax.tree.map(jnp.zeros_like, params)
-  (d_first, d_params), d_chunks = jax.lax.scan(
+  start = shapes.pack(shape, d_last), jax.tree.map(jnp.zeros_like, constants)
+  (d_first, d_constants), d_chunks = jax.lax.scan(
       step, start, blocks, reverse=True
   )
   d_carry = shapes.unpack(d_first, (batch, heads), like)
-  return d_carry, jax.tree.map(back, d_chunks), d_params
+  return d_carry, jax.tree.map(back, d_chunks), d_constants, None
+
+
+def _each(call, starts, carry, chunks, constants):
+  """Runs every chunk by itself, as one of many heads.
+
+  Args:
+    call: what is static.
+    starts: bool [B, H, N], or None.
+    carry: before every chunk, leaves [B, H, N, D, hidden].
+    chunks: leaves [B, H, N, ...].
+    constants: leaves [B, H, ...], or 1 in place of B.
+
+  Returns:
+    The carry behind every chunk, and ys, leaves [B, H, N, ...].
+  """
+  batch, heads, size = chunks.keys.shape[:3]
+
+  def as_heads(x):
+    return x.reshape(batch, heads * size, *x.shape[3:])
+
+  if starts is not None:
+    chunks = chunks._replace(resets=starts[..., None, None])
+  carry, ys = call.by_lax(
+      jax.tree.map(as_heads, carry),
+      jax.tree.map(lambda x: as_heads(x)[:, :, None], chunks),
+      jax.tree.map(lambda x: jnp.repeat(x, size, axis=1), constants),
+  )
+
+  def as_chunks(x):
+    return x.reshape(batch, heads, size, *x.shape[2:])
+
+  ys = jax.tree.map(lambda y: as_chunks(y[:, :, 0]), ys)
+  return jax.tree.map(as_chunks, carry), ys
 
 
 def _states(
-    shape: shapes.Shape, kept: shapes.State, chunks, params, interpret
+    call, shape: shapes.Shape, kept: shapes.State, chunks, constants, starts
 ) -> shapes.State:
   """Returns the states before all chunks of a block, from those that were kept.
 
   Args:
+    call: what is static.
     shape: sizes, with the chunks between states that are kept.
     kept: leaves [I, n, ...].
     chunks: leaves [B, H, N, ...].
-    params: of the network.
-    interpret: as in `scan`.
+    constants: leaves [B, H, ...], or 1 in place of B.
+    starts: bool [B, H, N], or None.
   """
   kept = shapes.narrow(shape, kept)
   every = shape.keep_every
@@ -249,20 +281,16 @@ def _states(
   def as_heads(x):
     return x.reshape(batch, heads * groups, every, *x.shape[3:])
 
-  *_, states = forward.run(
+  *_, states = _run(
+      call,
       again,
       jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept),
-      forward.prepare(
-          again,
-          jax.tree.map(as_heads, chunks),
-          jax.tree.map(lambda x: jnp.repeat(x, groups, axis=1), params),
-      ),
-      interpret,
+      jax.tree.map(as_heads, chunks),
+      jax.tree.map(lambda x: jnp.repeat(x, groups, axis=1), constants),
+      None if starts is None else as_heads(starts),
   )
   states = shapes.narrow(shape, states)
-  return jax.tree.map(
-      lambda x: x.reshape(shape.instances, steps, *x.shape[2:]), states
-  )
+  return jax.tree.map(lambda x: x.reshape(-1, steps, *x.shape[2:]), states)
 
 
 _scan.defvjp(_scan_fwd, _scan_bwd)

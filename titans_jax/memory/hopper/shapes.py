@@ -81,7 +81,7 @@ def tile_type(shape: Shape, columns: int, *lead: int) -> jax.ShapeDtypeStruct:
 
 
 def pack(shape: Shape, carry: chunk_lib.Carry) -> State:
-  """Returns a turned carry [B, H, D, hidden] as the kernel has it."""
+  """Returns a turned carry [B, H, D, hidden] as the kernels have it."""
 
   def rows(x):
     x = jnp.swapaxes(x, -1, -2)
@@ -162,8 +162,6 @@ def why_not_rule(options, carry, constants) -> str | None:
     return "the kernel has no max_grad_norm"
   if carry.momentum is None:
     return "the kernel has no rule without momentum"
-  if constants.initial is not None:
-    return "the kernel cannot start documents inside a scan"
   return None
 
 

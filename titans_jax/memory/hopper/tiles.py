@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Callable
 
@@ -99,15 +100,16 @@ class Products:
 
   def sum(self, lefts, rights) -> Array:
     """Returns the sum of products."""
-    if self._interpreted:
-      held = [isinstance(left, jax.Array) for left in lefts]
-      if any(held):
-        return sum(
-            jnp.dot(left, right[...], preferred_element_type=jnp.float32)
-            if is_held
-            else self(left, right)
-            for is_held, left, right in zip(held, lefts, rights)
-        )
+    if self._interpreted and any(isinstance(x, jax.Array) for x in lefts):
+      return functools.reduce(
+          jnp.add,
+          [
+              jnp.dot(left, right[...], preferred_element_type=jnp.float32)
+              if isinstance(left, jax.Array)
+              else self(left, right)
+              for left, right in zip(lefts, rights)
+          ],
+      )
 
     def run(accumulator):
       for left, right in zip(lefts, rights):
