@@ -203,7 +203,7 @@ def compile_case(case: Case) -> dict[str, Any]:
 
   arguments = (carry, chunks, constants.params)
   with tracing_for(case.target) as sharding:
-    reason = hopper.why_not(options, carry, chunks, constants)
+    reason = hopper.why_not(options, carry, chunks)
     if reason is not None:
       raise ValueError(f"{reason}.")
     results = jax.eval_shape(run, *arguments)

@@ -61,6 +61,7 @@ class Problem:
     momentum: whether the rule has momentum.
     mask: whether some tokens are padding, at random places.
     packed: as in `memory.scan`.
+    documents: whether another document starts half way, with a chunk.
     dtype: of the products' operands, "float32" or "bfloat16"; the arrays are
       float32.
   """
@@ -75,6 +76,7 @@ class Problem:
   momentum: bool = True
   mask: bool = False
   packed: bool = False
+  documents: bool = False
   dtype: str = "float32"
 
   @property
@@ -87,7 +89,7 @@ class Problem:
     carry = chunk_lib.Carry((), () if self.momentum else None)
     return (
         hopper.why_not_device()
-        or hopper.why_not_rule(rule, carry, chunk_lib.Constants({}))
+        or hopper.why_not_rule(rule, carry)
         or hopper.why_not_shape(rule, (self.chunk, self.head_dim))
     )
 
@@ -126,10 +128,13 @@ class Problem:
 
   def scan(self, implementation: str, inputs: Inputs) -> Results:
     """Calls `memory.scan`; the reference knows no dtype but that of its arrays."""
-    mask = None
+    tokens = (self.batch, self.length)
+    mask = resets = None
     if self.mask:
-      tokens = (self.batch, self.length)
       mask = jax.random.bernoulli(jax.random.key(1), 0.8, tokens)
+    if self.documents:
+      start = self.length // self.chunk // 2 * self.chunk
+      resets = jnp.zeros(tokens, bool).at[:, start].set(True)
     outputs, state = memory.scan(
         self.net,
         memory.init_state(
@@ -144,6 +149,7 @@ class Problem:
         inputs.gates,
         inputs.params,
         mask=mask,
+        resets=resets,
         packed=self.packed,
         dtype=None if implementation == "reference" else self.dtype,
         implementation=implementation,

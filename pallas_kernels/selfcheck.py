@@ -84,6 +84,9 @@ _LARGE = {
     )
     for head_dim, chunk in ((48, 16), (64, 16), (64, 64), (128, 64))
 }
+_LARGE["d64_b16_l2_documents"] = dataclasses.replace(
+    _LARGE["d64_b16_l2_large"], documents=True
+)
 _CASES = _SMALL | _LARGE
 
 _QUICK_ONLY = flags.DEFINE_bool("quick", False, "Runs the smallest case only.")

@@ -172,9 +172,9 @@ class WhyNotTest(parameterized.TestCase):
     )
     reasons = []
 
-    def note(rule, carry, chunks, constants):
+    def note(rule, carry, chunks):
       del chunks
-      reasons.append(hopper.why_not_rule(rule, carry, constants))
+      reasons.append(hopper.why_not_rule(rule, carry))
       return "noted"
 
     with (
@@ -271,6 +271,7 @@ class CompiledTest(_Compiled):
         heads=2,
         length=32,
         packed=True,
+        documents=True,
         dtype="bfloat16",
     )
     with jax.enable_x64(False):
@@ -283,7 +284,7 @@ class CompiledTest(_Compiled):
 
   def test_other_gpus_have_no_kernel(self):
     with _aot_gpu.tracing_for("a100"):
-      reason = hopper.why_not(None, None, None, None)
+      reason = hopper.why_not(None, None, None)
     self.assertIn("not for NVIDIA A100", reason)
 
 

@@ -199,7 +199,7 @@ def _scan_scalar(options, carry, chunks, constants, *, group, recompute):
   ):
     if platform == "cuda":
       kernel = functools.partial(by_hopper, step, group=group)
-      reason = hopper.why_not(options, *arguments)
+      reason = hopper.why_not(options, carry, prepared)
     else:
       kernel = functools.partial(by_kernel, interpret=False)
       reason = pallas_kernels.why_not(step, *arguments)

@@ -125,7 +125,6 @@ def why_not(
     options: chunk_lib.Rule,
     carry: chunk_lib.Carry,
     chunks: chunk_lib.Prepared,
-    constants: chunk_lib.Constants,
 ) -> str | None:
   """Returns why a scan cannot run as this kernel; None: it can.
 
@@ -133,11 +132,10 @@ def why_not(
     options: the rule.
     carry: leaves [B, H, ...], turned.
     chunks: leaves [B, H, N, ...].
-    constants: what all chunks share.
   """
   return (
       why_not_device()
-      or why_not_rule(options, carry, constants)
+      or why_not_rule(options, carry)
       or why_not_shape(options, chunks.keys.shape)
   )
 
@@ -152,7 +150,7 @@ def why_not_device() -> str | None:
   return None
 
 
-def why_not_rule(options, carry, constants) -> str | None:
+def why_not_rule(options, carry) -> str | None:
   """Returns why the kernel does not know a rule, whatever its sizes."""
   net = options.net
   default = networks.MLP(expansion=getattr(net, "expansion", 4))
