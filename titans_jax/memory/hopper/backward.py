@@ -137,20 +137,23 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
         for i in (3 * layer, 3 * layer + 1, 3 * layer + 2, 6)
     )
     w, s = weights[layer], momentum[layer]
-    direct = [
-        tiles.load(x[layer].at[instance, n, t + zero()]) for x in chunks.direct
-    ]
     t += zero()
 
-    def new(w, rest, s, more_w, more_s, change):
+    def new(w, rest, s, change, more_w, more_s):
       whole = w.astype(jnp.float32) + rest.astype(jnp.float32)
       s = f * whole + m * s.astype(jnp.float32) + more_s.astype(jnp.float32)
       whole = beta * whole + change + more_w.astype(jnp.float32)
       return *tiles.split(keep * whole, dtype), (keep * s).astype(dtype)
 
-    w[t], rest, s[t] = tiles.packed(
-        *tiles.columns(new, w[t], rest, s[t], *direct, change)
+    rounded, rest, s[t] = tiles.columns(
+        new,
+        w[t],
+        rest,
+        s[t],
+        change,
+        *(x[layer].at[instance, n, t] for x in chunks.direct),
     )
+    w[t], rest = tiles.packed(rounded, rest)
     return rest
 
   head.leads(lambda: fetch(shape.chunks - 1))
@@ -191,7 +194,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
       )
       bends.append(bend)
       acts[t + zero(), :, :size] = tiles.columns(
-          du, x, tiles.load(chunks.slopes.at[instance, n, t])
+          du, x, chunks.slopes.at[instance, n, t]
       )
     head.sync()
 
@@ -199,7 +202,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     def _():
       # dDelta_2 and dF, as `networks.layer_norm_back` has it.
       d_deltas = back[zero()].astype(jnp.float32) + over_units(acts, layer_2)
-      y = tiles.load(chunks.normal.at[instance, n + zero()])
+      y = chunks.normal.at[instance, n + zero()]
       gain = tiles.load(chunks.gain.at[instance + zero()], 1)
       scale = tokens[_SCALE]
       mean = lambda x: jnp.sum(x, axis=1) * (1 / width)
@@ -217,27 +220,32 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
       along = mean(tiles.columns(times, d_deltas, y))
       mean_d = mean(d_deltas)
       h = tiles.columns(lambda x, y: across(x, y, mean_d, along), d_deltas, y)
-      delta = deltas[zero()]
       # One over the deviation times mean(h v): v is what makes delta, and what of
       # v lies along y meets what of h does, which epsilon leaves.
       left = along * (networks.NORM_EPSILON * scale * scale)
-      on_delta = mean(tiles.columns(times, h, delta)) + tokens[_ALONG] * left
-      bent = tiles.columns(
-          lambda h, gain: (2 * gain * gain) * h * rows(scale, h),
-          h,
-          tiles.per_column(gain),
+      on_delta = (
+          mean(tiles.columns(times, h, deltas[zero()])) + tokens[_ALONG] * left
       )
-      mean_bent = mean(bent)
-      bent_along = mean(tiles.columns(times, bent, y))
+      gains = tiles.per_column(gain)
 
-      def df(h, y, delta, bent):
-        there = across(bent, y, mean_bent, bent_along)
+      def through_loss(h, gain):
+        return (2 * gain * gain) * h * rows(scale, h)
+
+      mean_there = mean(tiles.columns(through_loss, h, gains))
+      there_along = mean(
+          tiles.columns(
+              lambda h, gain, y: times(through_loss(h, gain), y), h, gains, y
+          )
+      )
+
+      def df(h, gain, y, delta):
+        there = across(through_loss(h, gain), y, mean_there, there_along)
         y, delta = y.astype(jnp.float32), delta.astype(jnp.float32)
         there -= y * rows(on_delta, y) + h * rows(tokens[_ALONG], h)
         there -= delta * rows(along, delta)
         return (there * rows(scale, there)).astype(dtype)
 
-      back[zero()] = tiles.columns(df, h, y, delta, bent)
+      back[zero()] = tiles.columns(df, h, gains, y, deltas[zero()])
       tiles.plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
     head.sync()
@@ -252,7 +260,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
                   x * slope.astype(jnp.float32) + bend.astype(jnp.float32)
               ).astype(dtype),
               x,
-              tiles.load(chunks.slopes.at[instance, n, t]),
+              chunks.slopes.at[instance, n, t],
               bends[i],
           )
       )

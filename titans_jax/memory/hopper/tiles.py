@@ -26,13 +26,23 @@ Array = jax.Array
 TILE = 64
 
 
-def columns(fn, *xs: Array):
-  """Applies fn to 16 columns after the other, which frees registers as it goes."""
-  size = min(16, xs[0].shape[1])
-  parts = [
-      fn(*(x[:, i : i + size] for x in xs))
-      for i in range(0, xs[0].shape[1], size)
-  ]
+def columns(fn, *xs):
+  """Applies fn to 16 columns after the other, which frees registers as it goes.
+
+  Args:
+    fn: of strips of arrays, each [64, 16].
+    *xs: arrays [64, n], or references to such in main memory, which are loaded
+      strip by strip.
+  """
+  total = xs[0].shape[1]
+  size = min(16, total)
+
+  def strip(x, i):
+    if isinstance(x, jax.Array):
+      return x[:, i : i + size]
+    return load(x.at[:, i : i + size])
+
+  parts = [fn(*(strip(x, i) for x in xs)) for i in range(0, total, size)]
   if len(parts) == 1:
     return parts[0]
   return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
