@@ -110,6 +110,7 @@ class Case:
     chunk: b.
     heads: H.
     group: chunks between states that are kept; None: as the kernel chooses.
+    documents: whether documents start inside the scan.
   """
 
   target: str
@@ -118,6 +119,7 @@ class Case:
   chunk: int
   heads: int
   group: int | None = None
+  documents: bool = False
 
 
 def why_not() -> str | None:
@@ -179,7 +181,7 @@ def tracing_for(name: str, shape: str = "1x1"):
 
 
 def compile_case(case: Case) -> dict[str, Any]:
-  """Compiles the kernel, alone and with its states kept, and the backward pass.
+  """Compiles the kernels: forward, alone and with its states kept, and backward.
 
   Returns:
     Threads and bytes of shared memory of a block, and chunks between states.
@@ -187,21 +189,30 @@ def compile_case(case: Case) -> dict[str, Any]:
   Raises:
     ValueError: no kernel for these sizes.
   """
-  step, (carry, chunks, constants) = _aot.scan_arguments(
-      _aot.Case("v4", case.head_dim, case.hidden, case.chunk, case.heads)
+  step, arguments = _aot.scan_arguments(
+      _aot.Case(
+          "v4",
+          case.head_dim,
+          case.hidden,
+          case.chunk,
+          case.heads,
+          documents=case.documents,
+      )
   )
-  options = step.options
+  # "auto" has no backward kernel yet.
+  options = dataclasses.replace(step.options, implementation="pallas")
+  step = chunk_lib.Step(options)
+  carry, chunks, constants = arguments
 
-  def run(carry, chunks, params):
-    return scanning.by_hopper(
-        step, carry, chunks, chunk_lib.Constants(params), group=case.group
+  def run(carry, chunks, constants):
+    return scanning.by_hopper(step, carry, chunks, constants, group=case.group)
+
+  def run_both(carry, chunks, constants, cotangents):
+    results, vjp = jax.vjp(
+        lambda carry, constants: run(carry, chunks, constants), carry, constants
     )
-
-  def run_both(arguments, cotangents):
-    results, vjp = jax.vjp(run, *arguments)
     return results, vjp(cotangents)
 
-  arguments = (carry, chunks, constants.params)
   with tracing_for(case.target) as sharding:
     reason = hopper.why_not(options, carry, chunks)
     if reason is not None:
@@ -209,7 +220,7 @@ def compile_case(case: Case) -> dict[str, Any]:
     results = jax.eval_shape(run, *arguments)
     shardings = {"in_shardings": sharding, "out_shardings": sharding}
     jax.jit(run, **shardings).lower(*arguments).compile()
-    jax.jit(run_both, **shardings).lower(arguments, results).compile()
+    jax.jit(run_both, **shardings).lower(*arguments, results).compile()
   return hopper.budget(options, carry, chunks, group=case.group)
 
 

@@ -17,8 +17,8 @@ carry, which the core waits for once a program, are not.
 
     python -m pallas_kernels.schedule --target=h200 [--head_dim=64 --chunk=16]
 
-Compiles the kernel for Hopper GPUs instead, alone ("forward") and with the states
-that its backward pass starts from ("forward, kept"; the backward pass is XLA's).
+Compiles the kernels for Hopper GPUs instead: forward, alone and with the states
+that its backward pass starts from ("forward, kept"), and that of the backward pass.
 The compiler says what a thread has of registers, and bytes spilled; shared memory
 is what the kernel asks for, and from both follow the blocks that a multiprocessor
 holds at once. Takes the extra `cuda13`, on Python 3.12 or newer.

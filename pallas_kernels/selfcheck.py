@@ -196,7 +196,7 @@ def run(
     programs = _Programs(problem, scans)
     for dtype in dtypes:
       start = time.perf_counter()
-      line = f"{name:<18}{kind}  {dtype:<10}"
+      line = f"{name:<21}{kind}  {dtype:<10}"
       try:
         for comparison in _compare(programs, dtype, name in _LARGE):
           seconds, start = time.perf_counter() - start, time.perf_counter()

@@ -50,7 +50,8 @@ def gelu_steepness(x: Array) -> Array:
 
 
 @jax.custom_jvp
-def _gelu_slope(x: Array) -> Array:
+def gelu_slope(x: Array) -> Array:
+  """Returns the derivative of GELU."""
   gate = gelu_gate(x)
   return gate + x * gate * (1 - gate) * gelu_steepness(x)
 
@@ -58,10 +59,10 @@ def _gelu_slope(x: Array) -> Array:
 @_gelu.defjvp
 def _gelu_jvp(primals, tangents):
   (x,), (dx,) = primals, tangents
-  return _gelu(x), _gelu_slope(x) * dx
+  return _gelu(x), gelu_slope(x) * dx
 
 
-@_gelu_slope.defjvp
+@gelu_slope.defjvp
 def _gelu_slope_jvp(primals, tangents):
   (x,), (dx,) = primals, tangents
   gate, steepness = gelu_gate(x), gelu_steepness(x)
@@ -71,7 +72,7 @@ def _gelu_slope_jvp(primals, tangents):
       * (1 - gate)
       * (4 * steepness - 4 * _GELU_LINEAR + (1 - 2 * gate) * bend)
   )
-  return _gelu_slope(x), curvature * dx
+  return gelu_slope(x), curvature * dx
 
 
 def row_mean(x: Array) -> Array:

@@ -223,8 +223,8 @@ def _platform() -> str:
 
 
 def by_hopper(step: chunk_lib.Step, carry, prepared, constants, *, group=None):
-  """Runs prepared chunks as one kernel on Hopper GPUs, where `hopper` can."""
-  # It recomputes a group of chunks at a time, and keeps all in between.
+  """Runs prepared chunks by the kernels for Hopper GPUs, where these can."""
+  # What its backward pass runs by XLA it takes at once, and all of it is kept.
   by_lax = functools.partial(lax_scan, step, recompute=False)
   return hopper.scan(
       step.options,

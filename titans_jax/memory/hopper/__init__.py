@@ -21,12 +21,11 @@ rounding did to it. Chunks come by TMA while the last one is finished.
 
 The forward kernel keeps its state before every few chunks. In the backward pass a
 second kernel takes the state's cotangent from chunk to chunk; all else is XLA's,
-for many chunks at once.
+for a span of chunks at once.
 """
 
 from titans_jax.memory.hopper.fused import budget
-from titans_jax.memory.hopper.fused import choose_block
-from titans_jax.memory.hopper.fused import choose_kept
+from titans_jax.memory.hopper.fused import choose_span
 from titans_jax.memory.hopper.fused import ROUNDING
 from titans_jax.memory.hopper.fused import scan
 from titans_jax.memory.hopper.shapes import CHUNKS
@@ -42,8 +41,7 @@ __all__ = (
     "ROUNDING",
     "WIDTHS",
     "budget",
-    "choose_block",
-    "choose_kept",
+    "choose_span",
     "plgpu",
     "scan",
     "why_not",

@@ -10,10 +10,11 @@ reads add. The update of each layer is
 
     W' = beta W + f S - A^T diag(g) Delta,    S' = m S - A^T diag(n) Delta
 
-(of the first, A is K), so a chunk takes its layers' (P, R) to
+(of the first, A is K), so (P, R) behind a chunk become before it, but for what its
+reads add, and where no document starts with it, before which nothing counts,
 
-    P_1 <- beta P_1 + dZ K,                   R_1 <- f P_1 + m R_1
-    P_2 <- beta P_2 + A dF + dU Delta_2,      R_2 <- f P_2 + m R_2
+    P_1' = beta P_1 + dZ K,                   R_1' = f P_1 + m R_1
+    P_2' = beta P_2 + A dF + dU Delta_2,      R_2' = f P_2 + m R_2
 
 where, transposed as in the forward kernel, hidden units by tokens, and with
 U = W_2 Delta_2^T, F = f(k) and Delta_1^T = U * gelu'(Z),
@@ -46,7 +47,6 @@ from titans_jax.memory.hopper import tiles
 
 Array = jax.Array
 
-_BARRIERS = ("a chunk came", "the state came", "everyone")
 # Rows of the numbers per token of a chunk, in `Chunks.tokens`: -g and -n of both
 # layers, one over the deviation of f(k), and that times mean(LN(f(k)) v).
 _G_2, _N_2, _G_1, _N_1, _SCALE, _ALONG = range(6)
@@ -90,13 +90,16 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
   """What a warpgroup does for one head."""
   last, chunks = inputs
   first, after = results
-  (weights, momentum, layer_2, acts, keys, deltas, back, tokens), (
-      chunk_came,
-      state_came,
-      everyone,
-  ) = (scratch[:-3], scratch[-3:])
+  buffers, barriers = scratch
+  (weights, momentum), layer_2, acts = (
+      buffers.state,
+      buffers.layer_2,
+      buffers.acts,
+  )
+  keys, deltas, back = buffers.keys, buffers.deltas, buffers.back
+  tokens, chunk_came = buffers.tokens, barriers.chunk_came
   size, width, dtype = shape.chunk, shape.width, shape.dtype
-  head = block.Block(shape, (*weights, *momentum), everyone, chunks.zero)
+  head = block.Block(shape, buffers.state, barriers.everyone, chunks.zero)
   instance, own, zero = head.instance, head.own, head.zero
   all_tiles = range(shape.tiles)
   product = tiles.Products(interpreted)
@@ -157,7 +160,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     return rest
 
   head.leads(lambda: fetch(shape.chunks - 1))
-  rest = head.fetch_state(last, state_came)
+  rest = head.fetch_state(last, barriers.state_came)
 
   def step(i, rest):
     rest = list(rest)
@@ -200,7 +203,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
 
     @head.leads
     def _():
-      # dDelta_2 and dF, as `networks.layer_norm_back` has it.
+      # dDelta_2 and dF, as the derivative of `networks._layer_norm_back` has it.
       d_deltas = back[zero()].astype(jnp.float32) + over_units(acts, layer_2)
       y = chunks.normal.at[instance, n + zero()]
       gain = tiles.load(chunks.gain.at[instance + zero()], 1)
@@ -220,8 +223,8 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
       along = mean(tiles.columns(times, d_deltas, y))
       mean_d = mean(d_deltas)
       h = tiles.columns(lambda x, y: across(x, y, mean_d, along), d_deltas, y)
-      # One over the deviation times mean(h v): v is what makes delta, and what of
-      # v lies along y meets what of h does, which epsilon leaves.
+      # scale mean(h v) = mean(h delta) + scale mean(y v) mean(y d_deltas) (1 -
+      # mean(y^2)), of which the last is epsilon scale^2.
       left = along * (networks.NORM_EPSILON * scale * scale)
       on_delta = (
           mean(tiles.columns(times, h, deltas[zero()])) + tokens[_ALONG] * left
@@ -283,8 +286,43 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
   tiles.plgpu.wait_smem_to_gmem(0)
 
 
-def _buffers(shape: shapes.Shape):
-  """Returns the buffers in shared memory."""
+class _Buffers(NamedTuple):
+  """Shared memory.
+
+  Attributes:
+    state: P of both layers, and R.
+    layer_2: W_2.
+    acts: A, then dU.
+    keys: of a chunk.
+    deltas: delta_2.
+    back: what is known of dDelta_2, then dF.
+    tokens: as in `Chunks`.
+  """
+
+  state: Any
+  layer_2: Any
+  acts: Any
+  keys: Any
+  deltas: Any
+  back: Any
+  tokens: Any
+
+
+class _Barriers(NamedTuple):
+  """What is waited for.
+
+  Attributes:
+    chunk_came: `fetch` has done its copies.
+    state_came: the state is there.
+    everyone: all warpgroups have arrived.
+  """
+
+  chunk_came: Any
+  state_came: Any
+  everyone: Any
+
+
+def _buffers(shape: shapes.Shape) -> _Buffers:
 
   def buffer(*sizes):
     columns = math.gcd(tiles.TILE, shape.width, shape.chunk)
@@ -292,21 +330,20 @@ def _buffers(shape: shapes.Shape):
 
   layer = buffer(shape.tiles, tiles.TILE, shape.width)
   tokens = buffer(1, tiles.TILE, shape.width)
-  return (
-      (layer, layer),  # P
-      (layer, layer),  # R
-      layer,  # W_2
-      buffer(shape.tiles, tiles.TILE, tiles.TILE),  # A, dU
-      tokens,  # keys
-      tokens,  # delta_2
-      tokens,  # what is known of dDelta_2, dF
-      tiles.plgpu.SMEM((8, tiles.TILE), jnp.float32),
+  return _Buffers(
+      state=((layer, layer), (layer, layer)),
+      layer_2=layer,
+      acts=buffer(shape.tiles, tiles.TILE, tiles.TILE),
+      keys=tokens,
+      deltas=tokens,
+      back=tokens,
+      tokens=tiles.plgpu.SMEM((8, tiles.TILE), jnp.float32),
   )
 
 
 def shared_bytes(shape: shapes.Shape) -> int:
   """Returns the shared memory of a block."""
-  return tiles.shared_bytes(_buffers(shape), len(_BARRIERS))
+  return tiles.shared_bytes(_buffers(shape), len(_Barriers._fields))
 
 
 def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
@@ -332,16 +369,18 @@ def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
       shapes.tile_type(shape, columns, *lead)
       for columns in (tiles.TILE, shape.width)
   )
-  arrivals = (3 + shape.tiles, 4 * shape.tiles, shape.warpgroups)
+  barrier = tiles.plgpu.Barrier
+  barriers = _Barriers(
+      chunk_came=barrier(num_arrivals=3 + shape.tiles),
+      state_came=barrier(num_arrivals=4 * shape.tiles),
+      everyone=barrier(num_arrivals=shape.warpgroups),
+  )
   return tiles.launch(
       functools.partial(_kernel, shape),
       "fused_memory_scan_backward",
       (last, chunks),
       (state_type(rest, *lead), state_type((), *lead, shape.chunks)),
-      (
-          *_buffers(shape),
-          *(tiles.plgpu.Barrier(num_arrivals=n) for n in arrivals),
-      ),
+      (_buffers(shape), barriers),
       instances=shape.instances,
       warpgroups=shape.warpgroups,
       interpret=interpret,
@@ -367,56 +406,41 @@ def linearize(
       turned, leaves [B, H, N, D, hidden].
     starts: bool [B, H, N], where a document starts, or None.
   """
-  batch, heads = chunks.keys.shape[:2]
   lead = shape.instances, shape.chunks
   gates: Any = chunks.gates
   first, second = gates
+  flat = functools.partial(shapes.flat, shape)
 
   def product(subscripts, *operands):
     operands = [x.astype(shape.dtype) for x in operands]
     return jnp.einsum(subscripts, *operands, preferred_element_type=jnp.float32)
 
-  def flat(x):
-    return x.reshape(*lead, *x.shape[3:])
-
   def in_tiles(x):
     x = x.reshape(*lead, shape.tiles, tiles.TILE, x.shape[-1])
     return x.astype(shape.dtype)
 
-  def rows_of(x):  # [..., b, n] -> [..., 64, n]
-    return jnp.pad(x, [(0, 0)] * 2 + [(0, tiles.TILE - shape.chunk), (0, 0)])
-
   keys = flat(chunks.keys)
   w1, w2 = (w.reshape(*lead, shape.hidden, -1) for w in states.weights)
-  gain = jnp.broadcast_to(params["gain"], (batch, heads, shape.width))
-  gain = gain.reshape(-1, 1, 1, shape.width).astype(jnp.float32)
+  gains = shapes.gains(shape, params, chunks.keys.shape[1])
+  gain = gains[:, None, None]
 
-  gelu = networks.ACTIVATIONS["gelu"]
-  slope_of = lambda z: jax.jvp(gelu, (z,), (jnp.ones_like(z),))[1]
   z = product("inhd,inbd->inhb", w1, keys)
-  slopes, curvatures = jax.jvp(slope_of, (z,), (jnp.ones_like(z),))
-  acts = gelu(z)
+  acts = networks.ACTIVATIONS["gelu"](z)
+  ones = jnp.ones_like(z)
+  slopes, curvatures = jax.jvp(networks.gelu_slope, (z,), (ones,))
   y, scale = networks.normalize(product("inhb,inhd->inbd", acts, w2))
   v = 2 * gain * (keys - flat(chunks.values) + gain * y)
   along = networks.row_mean(y * v)
   deltas = scale * networks.across(y, v, along)
   bends = product("inhd,inbd->inhb", w2, deltas) * curvatures
 
-  def row(x):
-    x = x.reshape(*lead, shape.chunk)
-    return jnp.pad(x, [(0, 0)] * 2 + [(0, tiles.TILE - shape.chunk)])
-
   rows: list[Any] = [None] * 6
   rows[_G_2], rows[_N_2] = -second.last_gradients, -second.momentum_gradients
   rows[_G_1], rows[_N_1] = -first.last_gradients, -first.momentum_gradients
   rows[_SCALE], rows[_ALONG] = scale, scale * along
-  numbers = jnp.stack([row(x) for x in rows], axis=2).astype(jnp.float32)
-  ends = [
-      x.reshape(lead)
-      for c in (first, second)
-      for x in (c.last_weights, c.last_momentum, c.momentum_kept)
-  ]
-  ends.append(jnp.ones(lead) if starts is None else 1 - starts.reshape(lead))
+  keep = jnp.ones(lead) if starts is None else ~starts.reshape(lead)
+  ends = shapes.ends(shape, gates), keep[..., None].astype(jnp.float32)
+  padding = [(0, 0), (0, 0), (0, tiles.TILE - shape.chunk), (0, 0)]
   return Chunks(
       keys=keys.astype(shape.dtype),
       deltas=deltas.astype(shape.dtype),
@@ -424,13 +448,13 @@ def linearize(
       acts=in_tiles(acts),
       slopes=in_tiles(slopes),
       bends=in_tiles(bends),
-      normal=rows_of(y).astype(shape.dtype),
+      normal=jnp.pad(y, padding).astype(shape.dtype),
       direct=jax.tree.map(
           lambda x: in_tiles(jnp.swapaxes(flat(x), -1, -2)),
           (direct.weights, direct.momentum),
       ),
-      tokens=jnp.pad(numbers, [(0, 0)] * 2 + [(0, 2), (0, 0)]),
-      ends=jnp.stack(ends, axis=-1).astype(jnp.float32),
-      gain=gain.reshape(-1, shape.width),
+      tokens=shapes.rows_of_tokens(shape, rows),
+      ends=jnp.concatenate(ends, axis=-1),
+      gain=gains,
       zero=jnp.zeros(1, jnp.int32),
   )

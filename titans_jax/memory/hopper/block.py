@@ -34,11 +34,11 @@ class Block:
 
     Args:
       shape: sizes.
-      held: references in shared memory, W of both layers, then S.
+      held: references in shared memory, W and S of both layers.
       everyone: barrier of all warpgroups.
       zero: reference to a zero in main memory.
     """
-    self._shape, self._held = shape, held
+    self._shape, self._held = shape, (*held[0], *held[1])
     self._everyone, self._zero = everyone, zero
     self.instance = jax.lax.axis_index("instance")
     group = jax.lax.axis_index("group")
@@ -78,6 +78,12 @@ class Block:
     )
     tiles.plgpu.barrier_wait(came)
     return rest
+
+  def restart(self, initial: shapes.State, came) -> Rest:
+    """Brings another state in place of what is held; `came` is its barrier."""
+    # Nobody may still wait for the state before: a barrier knows but two.
+    self.sync()
+    return self.fetch_state(initial, came)
 
   def store(
       self, target: shapes.State, where, rest: Rest, outlets: Sequence[Any]

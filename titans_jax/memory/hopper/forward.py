@@ -20,7 +20,6 @@ from titans_jax.memory.hopper import tiles
 
 Array = jax.Array
 
-_BARRIERS = ("a chunk came", "gradients came", "the state came", "everyone")
 # Rows of the numbers per token of a chunk, in `Chunks.tokens`.
 _BETA_2, _F_2, _G_2, _N_2, _BETA_1, _F_1, _G_1, _N_1 = range(8)
 
@@ -38,7 +37,8 @@ class Chunks(NamedTuple):
     ends: float32 [I, N, 6], last beta, f and m of each layer.
     gain: float32 [I, D].
     zero: int32 [1].
-    places: int32 [N], where the state before a chunk is kept; negative: nowhere.
+    places: int32 [N], where the state before a chunk is kept, behind a document's
+      start; negative: nowhere.
     starts: int32 [I, N], 1 where a document starts; None: nowhere.
   """
 
@@ -59,14 +59,13 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
   """What a warpgroup does for one head."""
   state, initial, chunks = inputs
   outputs, losses, last, *kept = results
-  (weights, momentum, acts, reads, keys, queries, scores, errors, tokens), (
-      chunk_came,
-      gradients_came,
-      state_came,
-      everyone,
-  ) = (scratch[:-4], scratch[-4:])
+  buffers, barriers = scratch
+  (weights, momentum), (acts, reads) = buffers.state, buffers.hidden
+  keys, queries, scores = buffers.keys, buffers.queries, buffers.scores
+  errors, tokens = buffers.errors, buffers.tokens
+  chunk_came, gradients_came = barriers.chunk_came, barriers.gradients_came
   size, width, dtype = shape.chunk, shape.width, shape.dtype
-  head = block.Block(shape, (*weights, *momentum), everyone, chunks.zero)
+  head = block.Block(shape, buffers.state, barriers.everyone, chunks.zero)
   instance, own, zero = head.instance, head.own, head.zero
   all_tiles = range(shape.tiles)
   product = tiles.Products(interpreted)
@@ -76,21 +75,15 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     return product(matrix.at[t + z0], tiles.turned(rows.at[z0, :size]))
 
   def fetch(n):
-    for source, target in (
-        (chunks.keys, keys),
-        (chunks.queries, queries),
-        (chunks.scores, scores),
-        (chunks.errors, errors),
-    ):
-      tiles.plgpu.copy_gmem_to_smem(
-          source.at[instance, n], target.at[0, :size], chunk_came
-      )
-    tiles.plgpu.copy_gmem_to_smem(
-        chunks.tokens.at[instance, n], tokens, chunk_came
-    )
+    copy = functools.partial(tiles.plgpu.copy_gmem_to_smem, barrier=chunk_came)
+    copy(chunks.keys.at[instance, n], keys.at[0, :size])
+    copy(chunks.queries.at[instance, n], queries.at[0, :size])
+    copy(chunks.scores.at[instance, n], scores.at[0, :size])
+    copy(chunks.errors.at[instance, n], errors.at[0, :size])
+    copy(chunks.tokens.at[instance, n], tokens)
 
   head.leads(lambda: fetch(0))
-  rest = head.fetch_state(state, state_came)
+  rest = head.fetch_state(state, barriers.state_came)
   outlets = acts, reads
 
   def update(layer, t, n, rest, changes):
@@ -123,7 +116,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     if chunks.starts is not None:
       rest = jax.lax.cond(
           chunks.starts[instance, n] > 0,
-          lambda _: head.fetch_state(initial, state_came),
+          lambda _: head.restart(initial, barriers.state_came),
           lambda rest: rest,
           rest,
       )
@@ -274,8 +267,45 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
   tiles.plgpu.wait_smem_to_gmem(0)
 
 
-def _buffers(shape: shapes.Shape):
-  """Returns the buffers in shared memory."""
+class _Buffers(NamedTuple):
+  """Shared memory.
+
+  Attributes:
+    state: W of both layers, and S.
+    hidden: the keys' hidden units; and their slopes, then the queries' units.
+    keys: of a chunk; then what the second layer's W takes.
+    queries: of a chunk; then what the second layer's S takes.
+    scores: of either layer.
+    errors: then delta_2.
+    tokens: as in `Chunks`.
+  """
+
+  state: Any
+  hidden: Any
+  keys: Any
+  queries: Any
+  scores: Any
+  errors: Any
+  tokens: Any
+
+
+class _Barriers(NamedTuple):
+  """What is waited for, with its arrivals.
+
+  Attributes:
+    chunk_came: `fetch` has done its copies.
+    gradients_came: the second layer's G is there.
+    state_came: the state is there.
+    everyone: all warpgroups have arrived.
+  """
+
+  chunk_came: Any
+  gradients_came: Any
+  state_came: Any
+  everyone: Any
+
+
+def _buffers(shape: shapes.Shape) -> _Buffers:
   size, width = shape.chunk, shape.width
 
   def buffer(*sizes):
@@ -285,22 +315,20 @@ def _buffers(shape: shapes.Shape):
   layer = buffer(shape.tiles, tiles.TILE, width)
   hidden = buffer(shape.tiles, tiles.TILE, tiles.TILE)
   tokens = buffer(1, tiles.TILE, width)
-  return (
-      (layer, layer),  # weights
-      (layer, layer),  # momentum
-      hidden,  # the keys' hidden units
-      hidden,  # their slopes, the queries' hidden units
-      tokens,  # keys
-      tokens,  # queries
-      buffer(1, tiles.TILE, size),  # scores of either layer
-      tokens,  # errors, delta_2
-      tiles.plgpu.SMEM((8, tiles.TILE), jnp.float32),
+  return _Buffers(
+      state=((layer, layer), (layer, layer)),
+      hidden=(hidden, hidden),
+      keys=tokens,
+      queries=tokens,
+      scores=buffer(1, tiles.TILE, size),
+      errors=tokens,
+      tokens=tiles.plgpu.SMEM((8, tiles.TILE), jnp.float32),
   )
 
 
 def shared_bytes(shape: shapes.Shape) -> int:
   """Returns the shared memory of a block."""
-  return tiles.shared_bytes(_buffers(shape), len(_BARRIERS))
+  return tiles.shared_bytes(_buffers(shape), len(_Barriers._fields))
 
 
 def _state_type(shape: shapes.Shape, *lead: int) -> shapes.State:
@@ -336,16 +364,19 @@ def run(
     kept = -(-shape.chunks // shape.keep_every)
     results += (_state_type(shape, shape.instances, kept),)
     name += "_keeping"
-  barriers = [
-      tiles.plgpu.Barrier(num_arrivals=arrivals)
-      for arrivals in (5, 1, 4 * shape.tiles, shape.warpgroups)
-  ]
+  barrier = tiles.plgpu.Barrier
+  barriers = _Barriers(
+      chunk_came=barrier(num_arrivals=5),
+      gradients_came=barrier(num_arrivals=1),
+      state_came=barrier(num_arrivals=4 * shape.tiles),
+      everyone=barrier(num_arrivals=shape.warpgroups),
+  )
   return tiles.launch(
       functools.partial(_kernel, shape),
       name,
       (state, initial, chunks),
       results,
-      (*_buffers(shape), *barriers),
+      (_buffers(shape), barriers),
       instances=shape.instances,
       warpgroups=shape.warpgroups,
       interpret=interpret,
@@ -367,48 +398,35 @@ def prepare(
     params: of the network.
     starts: bool [B, H, N], where a document starts, or None.
   """
-  batch, heads = chunks.keys.shape[:2]
   gates: Any = chunks.gates
   first, second = gates
-  lead = (shape.instances, shape.chunks)
-
-  def flat(x):
-    return x.reshape(*lead, *x.shape[3:])
 
   def operand(x):
-    return flat(x).astype(shape.dtype)
-
-  def row(x):  # [..., b, 1] or [..., 1, b] -> [I, N, 64]
-    x = x.reshape(*lead, shape.chunk)
-    return jnp.pad(x, [(0, 0), (0, 0), (0, tiles.TILE - shape.chunk)])
+    return shapes.flat(shape, x).astype(shape.dtype)
 
   keys, queries = operand(chunks.keys), operand(chunks.queries)
   scores = jnp.einsum(
       "inkd,inqd->inkq", keys, queries, preferred_element_type=jnp.float32
   )
-  scores *= -jnp.swapaxes(flat(first.gradients), -1, -2)
+  scores *= -jnp.swapaxes(shapes.flat(shape, first.gradients), -1, -2)
   rows: list[Any] = [None] * 8
   rows[_BETA_2], rows[_F_2] = second.weights, second.momentum
   rows[_G_2], rows[_N_2] = -second.last_gradients, -second.momentum_gradients
   rows[_BETA_1], rows[_F_1] = first.weights, first.momentum
   rows[_G_1], rows[_N_1] = -first.last_gradients, -first.momentum_gradients
-  ends = [
-      x.reshape(lead)
-      for c in (first, second)
-      for x in (c.last_weights, c.last_momentum, c.momentum_kept)
-  ]
   n, every = jnp.arange(shape.chunks, dtype=jnp.int32), shape.keep_every or 1
-  gain = jnp.broadcast_to(params["gain"], (batch, heads, shape.width))
+  if starts is not None:
+    starts = starts.reshape(shape.instances, -1).astype(jnp.int32)
   return Chunks(
       keys=keys,
       queries=queries,
       errors=operand(chunks.keys - chunks.values),
       scores=scores.astype(shape.dtype),
       gradients=operand(-second.gradients),
-      tokens=jnp.stack([row(x) for x in rows], axis=2).astype(jnp.float32),
-      ends=jnp.stack(ends, axis=-1).astype(jnp.float32),
-      gain=gain.reshape(-1, shape.width).astype(jnp.float32),
+      tokens=shapes.rows_of_tokens(shape, rows),
+      ends=shapes.ends(shape, gates),
+      gain=shapes.gains(shape, params, chunks.keys.shape[1]),
       zero=jnp.zeros(1, jnp.int32),
       places=jnp.where(n % every == 0, n // every, -1),
-      starts=None if starts is None else starts.reshape(lead).astype(jnp.int32),
+      starts=starts,
   )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ Scan = Callable[..., Any]
 ROUNDING = 2
 
 # Bytes that the backward pass has at once of the chunks' activations.
-_BLOCK_BYTES = 2**32
+_SPAN_BYTES = 2**32
 
 
 def scan(
@@ -41,23 +41,22 @@ def scan(
   """Runs `chunk.step` over chunks; see `why_not` for what it can run.
 
   Args:
-    options: the rule.
-    by_lax: (carry, chunks, constants) -> (carry, ys), the same scan by XLA, of
-      which the backward pass runs single chunks. Keeps what its own needs.
+    options: the rule. Its implementation "pallas" has a backward pass by kernel;
+      "auto" one by `by_lax`, until the kernel has run on a GPU.
+    by_lax: (carry, chunks, constants) -> (carry, ys), the same scan by XLA.
     carry: W and S, leaves [B, H, D, hidden], turned.
     chunks: leaves [B, H, N, ...], with coefficients.
     constants: the network's slow parameters, and what documents start from.
-    group: chunks between states that are kept for the backward pass, made a
-      divisor of N. None: one, or near sqrt(N) where states are many.
+    group: chunks between states that are kept for the backward pass. None: one,
+      or near sqrt(N) where states are many.
     interpret: `plgpu.InterpretGPUParams`; None: compiled.
 
   Returns:
     The carry at the end, and outputs [B, H, N, b, D] and losses [B, H, N, 1, b].
   """
-  call = _Call(options, by_lax, group, interpret)
+  steps = chunks.keys.shape[2]
+  call = _Call(options, by_lax, *_cut(carry, chunks, group), interpret)
   starts = chunks.resets
-  if constants.initial is None:
-    starts = None
   if starts is not None:
     starts = starts.reshape(chunks.keys.shape[:3])
     constants = constants._replace(
@@ -65,81 +64,90 @@ def scan(
             lambda x, y: jnp.broadcast_to(x, y.shape), constants.initial, carry
         )
     )
-  chunks = _close(chunks)._replace(resets=None)
-  return _scan(call, carry, chunks, constants, starts)
+  chunks, starts = _pad(_close(chunks), starts, -steps % call.span)
+  carry, ys = _scan(call, carry, chunks, constants, starts)
+  return carry, jax.tree.map(lambda y: y[:, :, :steps], ys)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-  """What is static about a call of `scan`."""
+  """What is static about a call of `scan`.
+
+  Attributes:
+    options: as there.
+    by_lax: as there.
+    kept: chunks between states that are kept.
+    span: chunks that the backward pass takes at once, a divisor of N.
+    interpret: as there.
+  """
 
   options: chunk_lib.Rule
-  by_lax: Scan | None
-  group: int | None
+  by_lax: Scan
+  kept: int
+  span: int
   interpret: Any
 
-  def shape(self, carry, chunks, *, keep: bool) -> shapes.Shape:
-    batch, heads, steps, size, width = chunks.keys.shape
-    keep_every = None
-    if keep:
-      sizes = [x.size * x.dtype.itemsize for x in jax.tree.leaves(carry)]
-      keep_every = choose_kept(steps, sum(sizes), self.group)
-    return shapes.Shape(
-        instances=batch * heads,
-        chunks=steps,
-        chunk=size,
-        width=width,
-        hidden=carry.weights[0].shape[-1],
-        dtype=jnp.dtype(self.options.dtype or jnp.float32),
-        keep_every=keep_every,
-    )
+  def shape(self, carry, chunks, keep_every: int | None = None) -> shapes.Shape:
+    dtype = jnp.dtype(self.options.dtype or jnp.float32)
+    return _shape(carry, chunks, dtype, keep_every)
 
 
-def choose_kept(steps: int, size: int, group: int | None) -> int:
-  """Returns the chunks between states that are kept, a divisor of N.
+def _shape(carry, chunks, dtype, keep_every: int | None = None) -> shapes.Shape:
+  batch, heads, steps, size, width = chunks.keys.shape
+  return shapes.Shape(
+      instances=batch * heads,
+      chunks=steps,
+      chunk=size,
+      width=width,
+      hidden=carry.weights[0].shape[-1],
+      dtype=dtype,
+      keep_every=keep_every,
+  )
+
+
+def _cut(carry, chunks, group: int | None) -> tuple[int, int]:
+  """Returns the chunks between states that are kept, and those of a span."""
+  shape = _shape(carry, chunks, jnp.dtype(jnp.bfloat16))
+  sizes = [x.size * x.dtype.itemsize for x in jax.tree.leaves(carry)]
+  kept = kept_lib.choose_group(shape.chunks, group, sum(sizes))
+  return kept, choose_span(shape, kept)
+
+
+def choose_span(shape: shapes.Shape, kept: int) -> int:
+  """Returns the chunks that the backward pass takes at once.
+
+  As many as memory allows, in spans as even as may be.
 
   Args:
-    steps: N.
-    size: bytes of a state.
-    group: chunks that were asked for; None: as few as memory allows.
+    shape: sizes.
+    kept: chunks between states that are kept, of which it is a multiple.
   """
-  group = kept_lib.choose_group(steps, group, size)
-  return max(n for n in range(1, group + 1) if steps % n == 0)
-
-
-def choose_block(shape: shapes.Shape) -> int:
-  """Returns the chunks that the backward pass takes at once: a divisor of N, and a
-  multiple of the chunks between states that are kept."""
-  # As float32: about sixteen arrays of hidden units by tokens, eight of a layer.
-  numbers = shape.hidden * (16 * shape.chunk + 8 * 2 * shape.width)
-  most = _BLOCK_BYTES // (4 * shape.instances * numbers)
-  every = shape.keep_every or 1
-  divisors = [
-      n for n in range(every, shape.chunks + 1, every) if shape.chunks % n == 0
-  ]
-  return max([n for n in divisors if n <= most], default=divisors[0])
+  # As float32: about sixteen arrays of hidden units by tokens, ten of a layer.
+  numbers = shape.hidden * (16 * shape.chunk + 10 * 2 * shape.width)
+  most = _SPAN_BYTES // (4 * shape.instances * numbers)
+  spans = -(-shape.chunks // max(most // kept * kept, kept))
+  return -(-shape.chunks // (spans * kept)) * kept
 
 
 def budget(options, carry, chunks, *, group=None) -> dict[str, int | None]:
-  """Returns what a block of the kernels takes, and how often states are kept."""
-  call = _Call(options, None, group, None)
-  shape = call.shape(carry, chunks, keep=True)
+  """Returns what a block of threads takes, and how often states are kept."""
+  shape = _shape(carry, chunks, jnp.dtype(options.dtype))
   return {
       "threads": 128 * shape.warpgroups,
       "shared_bytes": max(
           forward.shared_bytes(shape), backward.shared_bytes(shape)
       ),
-      "keep_every": shape.keep_every,
+      "keep_every": _cut(carry, chunks, group)[0],
   }
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(call, carry, chunks, constants, starts):
-  return _forward(call, carry, chunks, constants, starts, keep=False)[:2]
+  return _forward(call, None, carry, chunks, constants, starts)[:2]
 
 
-def _forward(call, carry, chunks, constants, starts, *, keep):
-  shape = call.shape(carry, chunks, keep=keep)
+def _forward(call, keep_every, carry, chunks, constants, starts):
+  shape = call.shape(carry, chunks, keep_every)
   lead = chunks.keys.shape[:3]
   outputs, losses, last, *kept = _run(
       call, shape, shapes.pack(shape, carry), chunks, constants, starts
@@ -160,65 +168,107 @@ def _run(call, shape, state, chunks, constants, starts):
 
 
 def _scan_fwd(call, carry, chunks, constants, starts):
-  carry, ys, kept = _forward(call, carry, chunks, constants, starts, keep=True)
+  carry, ys, (kept,) = _forward(
+      call, call.kept, carry, chunks, constants, starts
+  )
   like = jax.tree.map(lambda x: jnp.zeros((), x.dtype), carry)
-  return (carry, ys), (kept[0], like, chunks, constants, starts)
+  return (carry, ys), (kept, like, chunks, constants, starts)
 
 
 def _scan_bwd(call, saved, cotangents):
-  """Goes through blocks of chunks in reverse.
+  """Goes through spans of chunks in reverse."""
+  kept, like, chunks, constants, starts = saved
+  d_last, d_ys = cotangents
+  batch, heads, steps = chunks.keys.shape[:3]
+  by_kernel = call.options.implementation == "pallas"
+  if by_kernel:
+    length, through = call.span, _through_kernel
+    d_last = shapes.pack(call.shape(d_last, chunks), d_last)
+  else:
+    length, through = call.kept, _through_lax
+
+  def step(later, i):
+    d_after, d_constants = later
+
+    def part(x, axis, length):
+      return jax.lax.dynamic_slice_in_dim(x, i * length, length, axis)
+
+    span = _Span(
+        jax.tree.map(lambda x: part(x, 1, length // call.kept), kept),
+        *jax.tree.map(lambda x: part(x, 2, length), (chunks, d_ys, starts)),
+    )
+    d_before, d_chunks, own = through(call, span, constants, like, d_after)
+    return (d_before, jax.tree.map(jnp.add, d_constants, own)), d_chunks
+
+  zeros = jax.tree.map(jnp.zeros_like, constants)
+  (d_first, d_constants), d_chunks = jax.lax.scan(
+      step, (d_last, zeros), jnp.arange(steps // length), reverse=True
+  )
+  if by_kernel:
+    d_first = shapes.unpack(d_first, (batch, heads), like)
+
+  def joined(x):  # [spans, B, H, n, ...] -> [B, H, N, ...]
+    return jnp.moveaxis(x, 0, 2).reshape(batch, heads, steps, *x.shape[4:])
+
+  return d_first, jax.tree.map(joined, d_chunks), d_constants, None
+
+
+class _Span(NamedTuple):
+  """A few chunks, for the backward pass.
+
+  Attributes:
+    kept: states, leaves [I, n / kept, ...].
+    chunks: leaves [B, H, n, ...].
+    d_ys: cotangents of their outputs and losses.
+    starts: bool [B, H, n], or None.
+  """
+
+  kept: shapes.State
+  chunks: chunk_lib.Prepared
+  d_ys: Any
+  starts: Array | None
+
+
+def _through_lax(call, span, constants, like, d_after):
+  """Returns the cotangents of the first state, the chunks and the constants, all
+  recomputed by XLA from the one state that was kept."""
+  chunks = span.chunks
+  first = jax.tree.map(lambda x: x[:, 0], span.kept)
+  carry = shapes.unpack(first, chunks.keys.shape[:2], like)
+
+  def run(carry, chunks, constants):
+    return call.by_lax(carry, _with_resets(chunks, span.starts), constants)
+
+  _, vjp = jax.vjp(run, carry, chunks, constants)
+  return vjp((d_after, span.d_ys))
+
+
+def _through_kernel(call, span, constants, like, d_after):
+  """Returns what `_through_lax` does, states as the kernels have them.
 
   What waits for the chunks behind, the state's cotangent, is the kernel's; XLA
-  makes the rest of a block's chunks at once, each by itself.
+  makes the rest of the chunks at once, each by itself.
   """
-  kept, like, chunks, constants, starts = saved
-  batch, heads, steps = chunks.keys.shape[:3]
-  d_last, d_ys = cotangents
-  whole = dataclasses.replace(
-      call.shape(d_last, chunks, keep=False),
-      keep_every=steps // kept.weights[0].shape[1],
+  chunks, lead = span.chunks, span.chunks.keys.shape[:3]
+  states = _states(call, span, constants, like)
+  carry = shapes.unpack(states, lead, like)
+  each = functools.partial(_each, call, span.starts)
+  _, vjp_reads = jax.vjp(lambda carry: each(carry, chunks, constants)[1], carry)
+  (direct,) = vjp_reads(span.d_ys)
+  shape = call.shape(carry, chunks)
+  linear = backward.linearize(
+      shape, states, chunks, constants.params, direct, span.starts
   )
-  size = choose_block(whole)
-  shape = dataclasses.replace(whole, chunks=size, keep_every=None)
+  d_before, d_states = backward.run(shape, d_after, linear, call.interpret)
+  d_carry = shapes.unpack(d_states, lead, like)
+  _, vjp = jax.vjp(functools.partial(each, carry), chunks, constants)
+  return shapes.narrow(shape.width, d_before), *vjp((d_carry, span.d_ys))
 
-  def in_blocks(x, axis):  # [.., N, ..] -> [blocks, .., N / blocks, ..]
-    blocks = (steps // size, x.shape[axis] * size // steps)
-    x = x.reshape(*x.shape[:axis], *blocks, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x, axis, 0)
 
-  def back(x):
-    x = jnp.moveaxis(x, 0, 2)
-    return x.reshape(batch, heads, steps, *x.shape[4:])
-
-  def step(later, block):
-    d_after, d_constants = later
-    kept, chunks, d_ys, starts = block
-    states = _states(call, whole, kept, chunks, constants, starts)
-    each = functools.partial(_each, call, starts)
-    carry = shapes.unpack(states, (batch, heads, size), like)
-    _, vjp_reads = jax.vjp(
-        lambda carry: each(carry, chunks, constants)[1], carry
-    )
-    linear = backward.linearize(
-        shape, states, chunks, constants.params, *vjp_reads(d_ys), starts
-    )
-    d_before, d_states = backward.run(shape, d_after, linear, call.interpret)
-    d_carry = shapes.unpack(d_states, (batch, heads, size), like)
-    _, vjp = jax.vjp(functools.partial(each, carry), chunks, constants)
-    d_chunks, own = vjp((d_carry, d_ys))
-    d_constants = jax.tree.map(jnp.add, d_constants, own)
-    return (shapes.narrow(shape, d_before), d_constants), d_chunks
-
-  blocks = (
-      jax.tree.map(lambda x: in_blocks(x, 1), kept),
-      *jax.tree.map(lambda x: in_blocks(x, 2), (chunks, d_ys, starts)),
-  )
-  start = shapes.pack(shape, d_last), jax.tree.map(jnp.zeros_like, constants)
-  (d_first, d_constants), d_chunks = jax.lax.scan(
-      step, start, blocks, reverse=True
-  )
-  d_carry = shapes.unpack(d_first, (batch, heads), like)
-  return d_carry, jax.tree.map(back, d_chunks), d_constants, None
+def _with_resets(chunks, starts):
+  if starts is None:
+    return chunks
+  return chunks._replace(resets=starts[..., None, None])
 
 
 def _each(call, starts, carry, chunks, constants):
@@ -239,11 +289,11 @@ def _each(call, starts, carry, chunks, constants):
   def as_heads(x):
     return x.reshape(batch, heads * size, *x.shape[3:])
 
-  if starts is not None:
-    chunks = chunks._replace(resets=starts[..., None, None])
   carry, ys = call.by_lax(
       jax.tree.map(as_heads, carry),
-      jax.tree.map(lambda x: as_heads(x)[:, :, None], chunks),
+      jax.tree.map(
+          lambda x: as_heads(x)[:, :, None], _with_resets(chunks, starts)
+      ),
       jax.tree.map(lambda x: jnp.repeat(x, size, axis=1), constants),
   )
 
@@ -254,46 +304,64 @@ def _each(call, starts, carry, chunks, constants):
   return jax.tree.map(as_chunks, carry), ys
 
 
-def _states(
-    call, shape: shapes.Shape, kept: shapes.State, chunks, constants, starts
-) -> shapes.State:
-  """Returns the states before all chunks of a block, from those that were kept.
+def _states(call, span, constants, like) -> shapes.State:
+  """Returns the states before all chunks of a span, leaves [I, n, ...]."""
+  chunks, starts = span.chunks, span.starts
+  batch, heads, steps, _, width = chunks.keys.shape
 
-  Args:
-    call: what is static.
-    shape: sizes, with the chunks between states that are kept.
-    kept: leaves [I, n, ...].
-    chunks: leaves [B, H, N, ...].
-    constants: leaves [B, H, ...], or 1 in place of B.
-    starts: bool [B, H, N], or None.
-  """
-  kept = shapes.narrow(shape, kept)
-  every = shape.keep_every
-  if every == 1:
+  def narrow(state):
+    return shapes.narrow(width, state)
+
+  kept = narrow(span.kept)
+  if call.kept == 1:
     return kept
-  batch, heads, steps = chunks.keys.shape[:3]
-  groups = steps // every
+  groups = steps // call.kept
+
   # Every state that was kept is that of a head which reads the chunks behind it.
-  again = dataclasses.replace(
-      shape, instances=shape.instances * groups, chunks=every, keep_every=1
-  )
-
   def as_heads(x):
-    return x.reshape(batch, heads * groups, every, *x.shape[3:])
+    return x.reshape(batch, heads * groups, call.kept, *x.shape[3:])
 
+  first = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept)
+  chunks = jax.tree.map(as_heads, chunks)
+  carry = shapes.unpack(first, (batch, heads * groups), like)
   *_, states = _run(
       call,
-      again,
-      jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept),
-      jax.tree.map(as_heads, chunks),
+      call.shape(carry, chunks, keep_every=1),
+      first,
+      chunks,
       jax.tree.map(lambda x: jnp.repeat(x, groups, axis=1), constants),
       None if starts is None else as_heads(starts),
   )
-  states = shapes.narrow(shape, states)
-  return jax.tree.map(lambda x: x.reshape(-1, steps, *x.shape[2:]), states)
+  return jax.tree.map(
+      lambda x: x.reshape(-1, steps, *x.shape[2:]), narrow(states)
+  )
 
 
 _scan.defvjp(_scan_fwd, _scan_bwd)
+
+
+def _pad(chunks: chunk_lib.Prepared, starts: Array | None, extra: int):
+  """Adds chunks, without tokens and without an update, behind the last.
+
+  Returns:
+    Chunks without flags, and where documents start.
+  """
+
+  def pad(x, value=0):
+    widths = [(0, 0)] * x.ndim
+    widths[2] = (0, extra)
+    return jnp.pad(x, widths, constant_values=value)
+
+  padded: Any = jax.tree.map(pad, chunks._replace(resets=None))
+  coefficients: Any = chunks.gates
+  gates = [
+      after._replace(
+          last_weights=pad(before.last_weights, 1),
+          momentum_kept=pad(before.momentum_kept, 1),
+      )
+      for before, after in zip(coefficients, padded.gates)
+  ]
+  return padded._replace(gates=gates), None if starts is None else pad(starts)
 
 
 def _close(chunks: chunk_lib.Prepared) -> chunk_lib.Prepared:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -65,13 +65,13 @@ class State(NamedTuple):
   Attributes:
     weights: both layers', in the products' dtype.
     momentum: both layers', likewise.
-    rest: what rounding left of the weights; as a result, the first D of 64
-      columns: it comes out through buffers as wide.
+    rest: what rounding left of the weights, or nothing; as a kernel's result the
+      first D columns, of 64 where it came out through a buffer as wide.
   """
 
   weights: tuple[Array, Array]
   momentum: tuple[Array, Array]
-  rest: tuple[Array, Array]
+  rest: tuple[Array, ...]
 
 
 def tile_type(shape: Shape, columns: int, *lead: int) -> jax.ShapeDtypeStruct:
@@ -116,9 +116,50 @@ def unpack(state: State, lead: tuple[int, ...], like) -> chunk_lib.Carry:
   return jax.tree.map(lambda x, y: x.astype(y.dtype), carry, like)
 
 
-def narrow(shape: Shape, state: State) -> State:
+def narrow(width: int, state: State) -> State:
   """Returns a state that a kernel wrote, as it reads it: the rest of D columns."""
-  return state._replace(rest=tuple(x[..., : shape.width] for x in state.rest))
+  return state._replace(rest=tuple(x[..., :width] for x in state.rest))
+
+
+def flat(shape: Shape, x: Array) -> Array:
+  """Returns [B, H, N, ...] as [I, N, ...]."""
+  return x.reshape(shape.instances, shape.chunks, *x.shape[3:])
+
+
+def rows_of_tokens(shape: Shape, rows: Sequence[Array]) -> Array:
+  """Returns at most 8 rows of numbers per token, float32 [I, N, 8, 64].
+
+  Args:
+    shape: sizes.
+    rows: each of [B, H, N, b, 1] or [B, H, N, 1, b].
+  """
+  lead = shape.instances, shape.chunks, shape.chunk
+  x = jnp.stack([row.reshape(lead) for row in rows], axis=2)
+  padding = (0, 8 - len(rows)), (0, tiles.TILE - shape.chunk)
+  return jnp.pad(x.astype(jnp.float32), [(0, 0), (0, 0), *padding])
+
+
+def ends(shape: Shape, gates: Any) -> Array:
+  """Returns the last beta, f and m of each layer, float32 [I, N, 6].
+
+  Args:
+    shape: sizes.
+    gates: coefficients of both layers, leaves [B, H, N, ...].
+  """
+  lead = shape.instances, shape.chunks
+  last = [
+      x.reshape(lead).astype(jnp.float32)
+      for c in gates
+      for x in (c.last_weights, c.last_momentum, c.momentum_kept)
+  ]
+  return jnp.stack(last, axis=-1)
+
+
+def gains(shape: Shape, params: networks.Params, heads: int) -> Array:
+  """Returns the gain of every instance, float32 [I, D]."""
+  batch = shape.instances // heads
+  gain = jnp.broadcast_to(params["gain"], (batch, heads, shape.width))
+  return gain.reshape(-1, shape.width).astype(jnp.float32)
 
 
 def why_not(
