@@ -151,9 +151,9 @@ class InterpretedTest(parameterized.TestCase):
       problem_ = dataclasses.replace(problem, dtype=dtype)
       return _problems.backward(scan, problem_)(inputs, cotangents)
 
-    exact, rounded = run("xla", "float32"), run("xla")
     with interpreted(self):
       kernel = run("pallas")
+    exact, rounded = run("xla", "float32"), run("xla")
     for actual, expected, reference in zip(kernel, rounded, exact):
       error, name = selfcheck.largest_error(actual, reference)
       bound, _ = selfcheck.largest_error(expected, reference)
