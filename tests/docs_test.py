@@ -180,7 +180,14 @@ class RunTest(absltest.TestCase):
     parquet = importlib.import_module("pyarrow.parquet")
     words = np.random.default_rng(0).choice(["one", "two", "three", "."], 8000)
     text = " ".join(words)
-    for name in ("texts/a.txt", "other/b.txt", "book.txt", "chapter.txt"):
+    names = (
+        "texts/a.txt",
+        "other/b.txt",
+        "words/c.txt",
+        "book.txt",
+        "chapter.txt",
+    )
+    for name in names:
       path = folder / name
       path.parent.mkdir(exist_ok=True)
       path.write_text(text)
