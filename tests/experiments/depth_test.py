@@ -48,7 +48,7 @@ class DepthTest(absltest.TestCase):
     self.assertEqual(again.returncode, 0, again.stderr)
     self.assertNotIn("Compiled", again.stdout)
 
-  @pytest.mark.slow
+  @pytest.mark.exhaustive  # results_test has what is particular to it
   def test_a_run_that_diverges_is_one_of_the_results(self):
     workdir = self.folder / "diverged"
     process = processes.run(

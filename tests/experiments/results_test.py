@@ -8,6 +8,7 @@ from absl.testing import absltest
 
 from experiments import _results
 from titans_jax.training import overlay
+from titans_jax.training import trainer
 
 
 class ResultsTest(absltest.TestCase):
@@ -27,6 +28,17 @@ class ResultsTest(absltest.TestCase):
     self.assertEqual(self.make(self.settings).models, {"a": {"96": 0.5}})
     with self.assertRaisesRegex(ValueError, "seed was 0 and is 1"):
       self.make(self.settings | {"config.seed": 1})
+
+  def test_runs_that_diverge_or_stop(self):
+    def diverges():
+      raise trainer.NonFiniteLossError("loss is nan")
+
+    seeds = {}
+    self.assertTrue(_results.add_seed(seeds, 0, lambda: 7.0))
+    self.assertTrue(_results.add_seed(seeds, 1, diverges))
+    self.assertFalse(_results.add_seed(seeds, 2, lambda: None))
+    self.assertEqual(seeds, {"0": 7.0, "1": None})
+    self.assertEqual(_results.over_seeds(seeds), "7.000 +- 0.000 (1 diverged)")
 
   def test_of_a_program_that_had_fewer_fields(self):
     old = dict(self.settings)
