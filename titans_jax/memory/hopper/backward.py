@@ -32,7 +32,6 @@ P is held as W is, R as S.
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -323,11 +322,7 @@ class _Barriers(NamedTuple):
 
 
 def _buffers(shape: shapes.Shape) -> _Buffers:
-
-  def buffer(*sizes):
-    columns = math.gcd(tiles.TILE, shape.width, shape.chunk)
-    return tiles.buffer(sizes, shape.dtype, columns)
-
+  buffer = functools.partial(shapes.buffer, shape)
   layer = buffer(shape.tiles, tiles.TILE, shape.width)
   tokens = buffer(1, tiles.TILE, shape.width)
   return _Buffers(
@@ -359,31 +354,24 @@ def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
     That of the first, and those behind chunks, leaves [I, N, ...] and without a
     rest.
   """
-
-  def state_type(rest, *lead):
-    x = shapes.tile_type(shape, shape.width, *lead)
-    return shapes.State((x, x), (x, x), rest)
-
   lead = (shape.instances,)
-  rest = tuple(
-      shapes.tile_type(shape, columns, *lead)
-      for columns in (tiles.TILE, shape.width)
-  )
   barrier = tiles.plgpu.Barrier
   barriers = _Barriers(
       chunk_came=barrier(num_arrivals=3 + shape.tiles),
       state_came=barrier(num_arrivals=4 * shape.tiles),
       everyone=barrier(num_arrivals=shape.warpgroups),
   )
-  return tiles.launch(
-      functools.partial(_kernel, shape),
+  return block.launch(
+      _kernel,
       "fused_memory_scan_backward",
+      shape,
       (last, chunks),
-      (state_type(rest, *lead), state_type((), *lead, shape.chunks)),
+      (
+          shapes.state_type(shape, (tiles.TILE, shape.width), *lead),
+          shapes.state_type(shape, (), *lead, shape.chunks),
+      ),
       (_buffers(shape), barriers),
-      instances=shape.instances,
-      warpgroups=shape.warpgroups,
-      interpret=interpret,
+      interpret,
   )
 
 

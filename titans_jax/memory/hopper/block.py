@@ -1,6 +1,6 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A block of threads, its warpgroups, and the state that it holds for a head."""
+"""Blocks of threads: what their warpgroups share, and how they are started."""
 
 from __future__ import annotations
 
@@ -120,3 +120,51 @@ class Block:
         for a, b in zip(self._held, there)
         for t in range(self._shape.tiles)
     ]
+
+
+def launch(
+    kernel: Callable[..., None],
+    name: str,
+    shape: shapes.Shape,
+    inputs: Any,
+    results: Any,
+    scratch: Any,
+    interpret: Any,
+) -> Any:
+  """Runs a kernel, a block of threads for every instance.
+
+  Args:
+    kernel: (shape, interpreted, inputs, results, scratch) -> None, of references.
+    name: of the kernel.
+    shape: sizes.
+    inputs: pytree of arrays in main memory.
+    results: pytree of the types of what it writes there.
+    scratch: pytree of buffers and barriers.
+    interpret: `plgpu.InterpretGPUParams`; None: compiled.
+  """
+  trees = (inputs, results, scratch)
+  counts = [len(jax.tree.leaves(tree)) for tree in trees]
+
+  def body(*refs):
+    refs, parts = iter(refs), []
+    for tree, count in zip(trees, counts):
+      leaves = [next(refs) for _ in range(count)]
+      parts.append(jax.tree.unflatten(jax.tree.structure(tree), leaves))
+    kernel(shape, bool(interpret), *parts)
+
+  body.__name__ = name
+  run = tiles.plgpu.kernel(
+      body,
+      out_type=jax.tree.leaves(results),
+      scratch_types=jax.tree.leaves(scratch),
+      grid=(shape.instances,),
+      grid_names=("instance",),
+      num_threads=shape.warpgroups,
+      thread_name="group",
+      compiler_params=tiles.plgpu.CompilerParams(
+          approx_math=True, reduction_scratch_bytes=0
+      ),
+      **({"interpret": interpret} if interpret else {}),
+  )
+  leaves = run(*jax.tree.leaves(inputs))
+  return jax.tree.unflatten(jax.tree.structure(results), leaves)

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -290,7 +289,7 @@ class _Buffers(NamedTuple):
 
 
 class _Barriers(NamedTuple):
-  """What is waited for, with its arrivals.
+  """What is waited for.
 
   Attributes:
     chunk_came: `fetch` has done its copies.
@@ -306,12 +305,8 @@ class _Barriers(NamedTuple):
 
 
 def _buffers(shape: shapes.Shape) -> _Buffers:
-  size, width = shape.chunk, shape.width
-
-  def buffer(*sizes):
-    columns = math.gcd(tiles.TILE, width, size)
-    return tiles.buffer(sizes, shape.dtype, columns)
-
+  width = shape.width
+  buffer = functools.partial(shapes.buffer, shape)
   layer = buffer(shape.tiles, tiles.TILE, width)
   hidden = buffer(shape.tiles, tiles.TILE, tiles.TILE)
   tokens = buffer(1, tiles.TILE, width)
@@ -320,7 +315,7 @@ def _buffers(shape: shapes.Shape) -> _Buffers:
       hidden=(hidden, hidden),
       keys=tokens,
       queries=tokens,
-      scores=buffer(1, tiles.TILE, size),
+      scores=buffer(1, tiles.TILE, shape.chunk),
       errors=tokens,
       tokens=tiles.plgpu.SMEM((8, tiles.TILE), jnp.float32),
   )
@@ -329,12 +324,6 @@ def _buffers(shape: shapes.Shape) -> _Buffers:
 def shared_bytes(shape: shapes.Shape) -> int:
   """Returns the shared memory of a block."""
   return tiles.shared_bytes(_buffers(shape), len(_Barriers._fields))
-
-
-def _state_type(shape: shapes.Shape, *lead: int) -> shapes.State:
-  x = shapes.tile_type(shape, shape.width, *lead)
-  rest = shapes.tile_type(shape, tiles.TILE, *lead)
-  return shapes.State((x, x), (x, x), (rest, rest))
 
 
 def run(
@@ -354,15 +343,16 @@ def run(
     interpret: `plgpu.InterpretGPUParams`; None: compiled.
   """
   of_chunks = shape.instances, shape.chunks, tiles.TILE
+  rest = tiles.TILE, tiles.TILE
   results: tuple[Any, ...] = (
       jax.ShapeDtypeStruct((*of_chunks, shape.width), jnp.float32),
       jax.ShapeDtypeStruct(of_chunks, jnp.float32),
-      _state_type(shape, shape.instances),
+      shapes.state_type(shape, rest, shape.instances),
   )
   name = "fused_memory_scan"
   if shape.keep_every is not None:
     kept = -(-shape.chunks // shape.keep_every)
-    results += (_state_type(shape, shape.instances, kept),)
+    results += (shapes.state_type(shape, rest, shape.instances, kept),)
     name += "_keeping"
   barrier = tiles.plgpu.Barrier
   barriers = _Barriers(
@@ -371,15 +361,14 @@ def run(
       state_came=barrier(num_arrivals=4 * shape.tiles),
       everyone=barrier(num_arrivals=shape.warpgroups),
   )
-  return tiles.launch(
-      functools.partial(_kernel, shape),
+  return block.launch(
+      _kernel,
       name,
+      shape,
       (state, initial, chunks),
       results,
       (_buffers(shape), barriers),
-      instances=shape.instances,
-      warpgroups=shape.warpgroups,
-      interpret=interpret,
+      interpret,
   )
 
 

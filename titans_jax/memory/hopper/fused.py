@@ -56,6 +56,7 @@ def scan(
   """
   steps = chunks.keys.shape[2]
   call = _Call(options, by_lax, *_cut(carry, chunks, group), interpret)
+  chunks = _close(_pad(chunks, -steps % call.span))
   starts = chunks.resets
   if starts is not None:
     starts = starts.reshape(chunks.keys.shape[:3])
@@ -64,7 +65,7 @@ def scan(
             lambda x, y: jnp.broadcast_to(x, y.shape), constants.initial, carry
         )
     )
-  chunks, starts = _pad(_close(chunks), starts, -steps % call.span)
+  chunks = chunks._replace(resets=None)
   carry, ys = _scan(call, carry, chunks, constants, starts)
   return carry, jax.tree.map(lambda y: y[:, :, :steps], ys)
 
@@ -340,28 +341,20 @@ def _states(call, span, constants, like) -> shapes.State:
 _scan.defvjp(_scan_fwd, _scan_bwd)
 
 
-def _pad(chunks: chunk_lib.Prepared, starts: Array | None, extra: int):
-  """Adds chunks, without tokens and without an update, behind the last.
+def _pad(chunks: chunk_lib.Prepared, extra: int) -> chunk_lib.Prepared:
+  """Adds chunks without tokens, which do not close, behind the last."""
+  if not extra:
+    return chunks
+  if chunks.closes is None:
+    flags = (*chunks.keys.shape[:3], 1, 1)
+    chunks = chunks._replace(closes=jnp.ones(flags, bool))
 
-  Returns:
-    Chunks without flags, and where documents start.
-  """
-
-  def pad(x, value=0):
+  def pad(x):
     widths = [(0, 0)] * x.ndim
     widths[2] = (0, extra)
-    return jnp.pad(x, widths, constant_values=value)
+    return jnp.pad(x, widths)
 
-  padded: Any = jax.tree.map(pad, chunks._replace(resets=None))
-  coefficients: Any = chunks.gates
-  gates = [
-      after._replace(
-          last_weights=pad(before.last_weights, 1),
-          momentum_kept=pad(before.momentum_kept, 1),
-      )
-      for before, after in zip(coefficients, padded.gates)
-  ]
-  return padded._replace(gates=gates), None if starts is None else pad(starts)
+  return jax.tree.map(pad, chunks)
 
 
 def _close(chunks: chunk_lib.Prepared) -> chunk_lib.Prepared:

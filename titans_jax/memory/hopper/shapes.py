@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple, Sequence
 
 import jax
@@ -80,6 +81,26 @@ def tile_type(shape: Shape, columns: int, *lead: int) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(sizes, shape.dtype)
 
 
+def state_type(shape: Shape, rest: Sequence[int], *lead: int) -> State:
+  """Returns the type of a kernel's state, leaves [*lead, hidden / 64, 64, n].
+
+  Args:
+    shape: sizes.
+    rest: columns of each layer's rest.
+    *lead: leading axes.
+  """
+  x = tile_type(shape, shape.width, *lead)
+  rests = tuple(tile_type(shape, columns, *lead) for columns in rest)
+  return State((x, x), (x, x), rests)
+
+
+def buffer(shape: Shape, *sizes: int):
+  """Returns a buffer in shared memory, of rows and columns of operands."""
+  # Every product contracts or slices whole columns of this many numbers.
+  columns = math.gcd(tiles.TILE, shape.width, shape.chunk)
+  return tiles.buffer(sizes, shape.dtype, columns)
+
+
 def pack(shape: Shape, carry: chunk_lib.Carry) -> State:
   """Returns a turned carry [B, H, D, hidden] as the kernels have it."""
 
@@ -89,9 +110,8 @@ def pack(shape: Shape, carry: chunk_lib.Carry) -> State:
     return x.astype(jnp.float32)
 
   (w1, w2), (s1, s2) = jax.tree.map(rows, (carry.weights, carry.momentum))
-  (w1, rest1), (w2, rest2) = tiles.split(w1, shape.dtype), tiles.split(
-      w2, shape.dtype
-  )
+  w1, rest1 = tiles.split(w1, shape.dtype)
+  w2, rest2 = tiles.split(w2, shape.dtype)
   return State(
       (w1, w2), (s1.astype(shape.dtype), s2.astype(shape.dtype)), (rest1, rest2)
   )

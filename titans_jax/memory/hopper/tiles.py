@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, Callable
+from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
@@ -158,54 +158,3 @@ def shared_bytes(buffers: Any, barriers: int) -> int:
       for x in jax.tree.leaves(buffers)
   ]
   return sum(-(-size // 1024) * 1024 for size in sizes) + 8 * barriers
-
-
-def launch(
-    kernel: Callable[..., None],
-    name: str,
-    inputs: Any,
-    results: Any,
-    scratch: Any,
-    *,
-    instances: int,
-    warpgroups: int,
-    interpret: Any,
-) -> Any:
-  """Runs a kernel, a block of threads for every instance.
-
-  Args:
-    kernel: (interpreted, inputs, results, scratch) -> None, of references.
-    name: of the kernel.
-    inputs: pytree of arrays in main memory.
-    results: pytree of the types of what it writes there.
-    scratch: pytree of buffers and barriers.
-    instances: blocks.
-    warpgroups: of a block.
-    interpret: `plgpu.InterpretGPUParams`; None: compiled.
-  """
-  trees = (inputs, results, scratch)
-  counts = [len(jax.tree.leaves(tree)) for tree in trees]
-
-  def body(*refs):
-    refs, parts = iter(refs), []
-    for tree, count in zip(trees, counts):
-      leaves = [next(refs) for _ in range(count)]
-      parts.append(jax.tree.unflatten(jax.tree.structure(tree), leaves))
-    kernel(bool(interpret), *parts)
-
-  body.__name__ = name
-  run = plgpu.kernel(
-      body,
-      out_type=jax.tree.leaves(results),
-      scratch_types=jax.tree.leaves(scratch),
-      grid=(instances,),
-      grid_names=("instance",),
-      num_threads=warpgroups,
-      thread_name="group",
-      compiler_params=plgpu.CompilerParams(
-          approx_math=True, reduction_scratch_bytes=0
-      ),
-      **({"interpret": interpret} if interpret else {}),
-  )
-  leaves = run(*jax.tree.leaves(inputs))
-  return jax.tree.unflatten(jax.tree.structure(results), leaves)
