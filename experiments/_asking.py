@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import pathlib
 from typing import Any, Callable, Iterator, Sequence
@@ -20,7 +19,6 @@ from titans_jax.evaluation import recall
 from titans_jax.models import checksums
 from titans_jax.models import config as model_config
 from titans_jax.models import language_model
-from titans_jax.training import checkpoints
 from titans_jax.training import config as config_lib
 from titans_jax.training import overlay
 from titans_jax.training import tasks
@@ -224,10 +222,7 @@ def _run(values, name: str, data_class) -> config_lib.RunConfig:
     values.model.variant = name
     tokenizer = data_lib.make_tokenizer(values.data.tokenizer)
     return overlay.run_config(values, tokenizer.vocab_size, data_class)
-  with contextlib.closing(
-      checkpoints.open_checkpoints(INIT_FROM.value)
-  ) as others:
-    before = others.run()
+  before = _checkpoint.run(INIT_FROM.value)
   if "tokenizer" not in before["data"]:
     raise ValueError(
         f"--init_from={INIT_FROM.value}: its model was not trained on text."

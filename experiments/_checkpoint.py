@@ -55,6 +55,19 @@ def define_flags():
   return checkpoint, step
 
 
+def run(path: str) -> dict[str, Any]:
+  """Returns the configuration of a run, of text or of another task.
+
+  Args:
+    path: workdir.
+
+  Raises:
+    checkpoints.CheckpointError: it holds no checkpoint that can be read.
+  """
+  with contextlib.closing(checkpoints.open_checkpoints(path)) as manager:
+    return manager.run()
+
+
 def load(path: str, step: int | None) -> Trained:
   """Returns a checkpoint's model, or an exported one.
 

@@ -11,8 +11,9 @@ GenomicBenchmarks has them, or `train.csv` and `test.csv` with the columns
 `sequence` and `label`. (Where `pip install genomic-benchmarks` is, its
 `download_dataset` makes such a folder.) Without --data the motif task is learned,
 whose two sites lie further apart than windows can relay, and measured up to 16
-times the training length. Trains --variants, each with --seeds, and writes
-results.json. A run that was stopped goes on.
+times the training length. Trains --variants, each with --seeds, or the model of
+--init_from further (on longer sequences, on other data), and writes results.json. A
+run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from titans_jax.training import config as config_lib
 from titans_jax.training import overlay
 from titans_jax.training import trainer
 
+from . import _checkpoint
 from . import _flags
 from . import _paper
 from . import _results
@@ -47,6 +49,12 @@ _WORKDIR = flags.DEFINE_string(
 )
 _VARIANTS = flags.DEFINE_list(
     "variants", "lmm,transformer", "Which to train, with --config's sizes."
+)
+_INIT_FROM = flags.DEFINE_string(
+    "init_from",
+    None,
+    "Workdir of one run of this experiment: its model is trained further, in place"
+    " of --variants.",
 )
 _SEEDS = flags.DEFINE_integer(
     "seeds", 1, "Runs of each, with other seeds.", lower_bound=1
@@ -90,7 +98,12 @@ def main(argv) -> None:
       checkpoints.CheckpointError, trainer.NonFiniteLossError
   ):
     command_line.check_names("variants", _VARIANTS.value, model_config.VARIANTS)
-    _flags.refuse_overrides("beside --variants", "model.variant")
+    if _INIT_FROM.value is None:
+      _flags.refuse_overrides("beside --variants", "model.variant")
+    else:
+      _flags.refuse_overrides("with --init_from: the model is its", "model.")
+      if flags.FLAGS["variants"].present:
+        raise ValueError("--variants means nothing with --init_from.")
     _flags.refuse_overrides(
         "here: data.epochs says it", "train.num_steps", "train.eval_every"
     )
@@ -100,11 +113,17 @@ def main(argv) -> None:
         if flags.FLAGS[name].present:
           raise ValueError(f"--{name} is of the motif task: not with --data.")
     values = _CONFIG.value.copy_and_resolve_references()
+    variants = _VARIANTS.value
+    if _INIT_FROM.value is not None:
+      before = _checkpoint.run(_INIT_FROM.value)
+      with values.unlocked():
+        values.model = before["model"]
+      variants = [values.model.variant]
     length = values.data.sequence_length
     sets = _motifs(length) if _DATA.value is None else _read(length)
     runs = {
         (variant, seed): _run(values, variant, seed, sets)
-        for variant in _VARIANTS.value
+        for variant in variants
         for seed in range(_SEEDS.value)
     }
     results = _results.Results(
@@ -112,6 +131,7 @@ def main(argv) -> None:
         "genomics",
         {
             **_results.config_settings(values, "model.variant"),
+            "init_from": _INIT_FROM.value,
             "train": sets.train.fingerprint,
             "tests": [test.fingerprint for test, _ in sets.tests.values()],
             "smoke": _SMOKE.value,
@@ -212,7 +232,7 @@ def _measure(
     print(f"Attention and convolutions can relay {relayed} bases.")
   model = classifier.Classifier(run.model, len(sets.train.classes))
   task = genomics.GenomicsTask(model, sets.train, run.data, seed=run.seed)
-  trained = trainer.train(run, workdir, model, task)
+  trained = trainer.train(run, workdir, model, task, _INIT_FROM.value)
   if not trained.finished:
     return None
   return {

@@ -69,6 +69,23 @@ class GenomicsTest(parameterized.TestCase):
     accuracy = results["models"]["transformer"]["0"]
     self.assertEqual(list(accuracy), ["64", "96"])
     self.assertBetween(min(accuracy.values()), 0.3, 0.7)
+    # Its model is trained further, on longer sequences.
+    further = self.folder / "further"
+    process = processes.run(
+        "genomics",
+        "--smoke",
+        f"--workdir={further}",
+        f"--init_from={workdir / 'transformer_0'}",
+        "--config.data.sequence_length=96",
+        "--config.data.batch_size=8",
+        "--motifs=300",
+        "--lengths=96",
+    )
+    self.assertEqual(process.returncode, 0, process.stderr)
+    self.assertIn("Parameters of step 20", process.stdout)
+    run = json.loads((further / "transformer_0" / "config.json").read_text())
+    self.assertEqual(run["model"]["model_dim"], 16)
+    self.assertEqual(run["data"]["sequence_length"], 96)
 
   def test_bad_input(self):
     folder = self.benchmark("bad", a=["ACGT"], b=["ACXT"])
@@ -85,11 +102,23 @@ class GenomicsTest(parameterized.TestCase):
             ("--config.data.sequence_length=32", "does not hold the two sites"),
             ("--variants=cnn", "--variants: 'cnn' is none of"),
             ("--lengths=64,x", "lengths"),
+            ("--init_from=/nowhere", "/nowhere holds no checkpoint"),
         ),
     )
-    both = f"--data={few}", "--motifs=9"
-    processes.assert_refused(
-        self,
-        processes.run("genomics", f"--workdir={self.folder / 'both'}", *both),
-        "--motifs is of the motif task: not with --data",
-    )
+    for both, message in (
+        (
+            (f"--data={few}", "--motifs=9"),
+            "--motifs is of the motif task: not with --data",
+        ),
+        (
+            ("--init_from=run", "--variants=mag"),
+            "--variants means nothing with --init_from",
+        ),
+        (
+            ("--init_from=run", "--config.model.window=8"),
+            "--config.model.window means nothing with --init_from",
+        ),
+    ):
+      workdir = self.folder / "both"
+      process = processes.run("genomics", f"--workdir={workdir}", *both)
+      processes.assert_refused(self, process, message)

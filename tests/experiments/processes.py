@@ -2,9 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Experiments as their users run them: processes, files, signals."""
 
+import atexit
+import functools
+import json
 import os
 import pathlib
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -50,10 +55,10 @@ def command(experiment, *args):
 
 def environment():
   # One device and float32, as a user has them.
-  return os.environ | {
-      "XLA_FLAGS": tests.QUICK_COMPILES,
-      "PYTHONPATH": str(ROOT),
-  }
+  ours = {"XLA_FLAGS": tests.QUICK_COMPILES, "PYTHONPATH": str(ROOT)}
+  kept = os.environ.copy()
+  kept.pop("PYTEST_CURRENT_TEST", None)
+  return kept | ours
 
 
 def run(experiment, *args, file_blocks=None):
@@ -64,16 +69,61 @@ def run(experiment, *args, file_blocks=None):
     *args: of the command line.
     file_blocks: 512-byte blocks that a file may grow to; None: no limit.
   """
-  arguments = command(experiment, *args)
-  if file_blocks is not None:
-    limited = f'ulimit -f {file_blocks}; exec "$@"'
-    arguments = ["sh", "-c", limited, "sh", *arguments]
-  return finish(arguments)
+  return run_module(f"experiments.{experiment}", *args, file_blocks=file_blocks)
 
 
-def run_module(module, *args):
+def run_module(module, *args, file_blocks=None):
   """Runs `python -m module` to its end and returns the finished process."""
-  return finish([sys.executable, "-m", module, *args])
+  arguments = [str(arg) for arg in args]
+  with tempfile.TemporaryDirectory(prefix="titans_") as kept:
+    outputs = [pathlib.Path(kept, name) for name in ("stdout", "stderr")]
+    for output in outputs:
+      output.touch()
+    status = _interpreter(tuple(environment().items())).run(
+        module=module,
+        arguments=arguments,
+        stdout=str(outputs[0]),
+        stderr=str(outputs[1]),
+        file_blocks=file_blocks,
+    )
+    said = [output.read_text("utf-8", "replace") for output in outputs]
+  return subprocess.CompletedProcess([module, *arguments], status, *said)
+
+
+@functools.cache
+def _interpreter(variables):
+  """Returns the interpreter that has these environment variables."""
+  return _Interpreter(dict(variables))
+
+
+class _Interpreter:
+  """`tests.experiments.prepared`, and the commands that it runs."""
+
+  def __init__(self, variables):
+    self._process = subprocess.Popen(
+        [sys.executable, "-m", "tests.experiments.prepared"],
+        cwd=ROOT,
+        encoding="utf-8",
+        env=variables,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    atexit.register(self._close)
+
+  def run(self, **asked):
+    """Returns a command's exit status; raises TimeoutError after 300 s."""
+    print(json.dumps(asked), file=self._process.stdin, flush=True)
+    ready, _, _ = select.select([self._process.stdout], [], [], 300)
+    if not ready:
+      _interpreter.cache_clear()
+      os.killpg(self._process.pid, signal.SIGKILL)
+      raise TimeoutError(f"Has not ended after 300 s: {asked}")
+    return int(self._process.stdout.readline())
+
+  def _close(self):
+    self._process.stdin.close()
+    self._process.wait()
 
 
 def finish(arguments):

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 from typing import Any, NamedTuple
@@ -17,8 +16,6 @@ import orbax.checkpoint as ocp
 
 from titans_jax import files
 from titans_jax.models import checksums
-from titans_jax.models import config as model_config
-from titans_jax.models import language_model
 from titans_jax.parallel import distributed
 from titans_jax.training import config as config_lib
 from titans_jax.training import step as step_lib
@@ -254,7 +251,11 @@ class Checkpoints:
       if meta is None:
         continue
       config_lib.check_version(meta["run"])
-      saved = abstract(functools.partial(_params, meta["run"]))
+      try:
+        saved = self._shapes_of_params(candidate)
+      except Exception as error:  # pylint: disable=broad-except
+        self._damaged(candidate, error)
+        continue
       if like is not None:
         _check_same_shapes(saved, like, self.directory)
         saved = jax.tree.map(
@@ -272,6 +273,18 @@ class Checkpoints:
       except Exception as error:  # pylint: disable=broad-except
         self._damaged(candidate, error)
     raise self._none_can_be_read(steps)
+
+  def _shapes_of_params(self, step: int) -> Any:
+    """Returns the saved parameters' shapes and dtypes, whatever their model is, on
+    this process's first device."""
+    saved = ocp.StandardCheckpointHandler().metadata(
+        self.directory / str(step) / "params"
+    )
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        saved.tree,
+    )
 
   def _restore_params(self, step: int, meta: dict[str, Any], like: Any) -> Any:
     items = self._manager.restore(
@@ -349,15 +362,6 @@ def open_checkpoints(path: str | os.PathLike[str]) -> Checkpoints:
   )
 
 
-def abstract(make) -> Any:
-  """Returns the shapes that make() has, on this process's first device."""
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-      jax.eval_shape(make),
-  )
-
-
 def _check_same_shapes(saved: Any, like: Any, directory) -> None:
   """Raises ValueError where two models' parameters differ in shape."""
   shapes = [
@@ -392,11 +396,6 @@ def _with_empty(saved: list[jax.Array], like: Any) -> Any:
   return jax.tree.map(
       lambda x: next(kept) if x.size else jnp.zeros(x.shape, x.dtype), like
   )
-
-
-def _params(run: dict[str, Any]):
-  config = model_config.make_config(run["model"])
-  return step_lib.init_params(language_model.TitansLM(config), 0)
 
 
 def _checksums(state) -> dict[str, int]:
