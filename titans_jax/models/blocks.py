@@ -162,6 +162,7 @@ def over_layers(config: config_lib.TitansConfig, body):
       variable_axes={"params": 0},
       split_rngs={"params": True},
       length=config.num_layers,
+      check_constancy_invariants=False,  # It would trace the blocks twice.
   )
 
 

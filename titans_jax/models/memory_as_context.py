@@ -179,6 +179,8 @@ class MemoryAsContext(nn.Module):
         nn.remat(body, prevent_cse=False),
         variable_broadcast="params",
         split_rngs={"params": False},
+        # Parameters that are there need no second trace of the segment.
+        check_constancy_invariants=self.is_initializing(),
     )
     carry = _Carry(
         memory=state.memory.memory.chunk_start,

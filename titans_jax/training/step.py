@@ -54,8 +54,14 @@ class TrainState(NamedTuple):
 
 def init_params(model: Model, seed: int):
   """Returns fresh parameters."""
-  init = jax.jit(model.init)
-  return init(jax.random.key(seed), **model.init_inputs())["params"]
+  key = jax.random.key(seed)
+  return _init(model)(key, **model.init_inputs())["params"]
+
+
+@functools.lru_cache(maxsize=4)
+def _init(model: Model):
+  # One function, so that shapes and values are traced once.
+  return jax.jit(model.init)
 
 
 def init_state(
