@@ -222,14 +222,13 @@ def _run(values, name: str, data_class) -> config_lib.RunConfig:
     values.model.variant = name
     tokenizer = data_lib.make_tokenizer(values.data.tokenizer)
     return overlay.run_config(values, tokenizer.vocab_size, data_class)
-  before = _checkpoint.run(INIT_FROM.value)
+  before = _checkpoint.adopt_model(values, INIT_FROM.value)
   if "tokenizer" not in before["data"]:
     raise ValueError(
         f"--init_from={INIT_FROM.value}: its model was not trained on text."
     )
   values.data.tokenizer = before["data"]["tokenizer"]
-  fields = values.to_dict() | {"model": before["model"]}
-  return config_lib.run_config(fields, data_class)
+  return overlay.run_config(values, values.model.vocab_size, data_class)
 
 
 class Results(_results.Results):

@@ -1,6 +1,6 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A trained language model, as the experiments that use one load it."""
+"""Trained models, as the experiments that go on from one take them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from typing import Any, NamedTuple
 
 from absl import flags
+import ml_collections
 
 from titans_jax import data
 from titans_jax import inference
@@ -55,17 +56,25 @@ def define_flags():
   return checkpoint, step
 
 
-def run(path: str) -> dict[str, Any]:
-  """Returns the configuration of a run, of text or of another task.
+def adopt_model(values: ml_collections.ConfigDict, path: str) -> dict[str, Any]:
+  """Sets a configuration's section `model` to that of a run, of any task.
 
   Args:
-    path: workdir.
+    values: of --config.
+    path: workdir of the run.
+
+  Returns:
+    The run's configuration.
 
   Raises:
     checkpoints.CheckpointError: it holds no checkpoint that can be read.
+    ValueError: it is of another format version.
   """
   with contextlib.closing(checkpoints.open_checkpoints(path)) as manager:
-    return manager.run()
+    before = manager.run()
+  with values.unlocked():
+    values.model = before["model"]
+  return before
 
 
 def load(path: str, step: int | None) -> Trained:

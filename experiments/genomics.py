@@ -26,6 +26,7 @@ from absl import flags
 import numpy as np
 
 from pallas_kernels import command_line
+from titans_jax import files
 from titans_jax.data import genomes
 from titans_jax.evaluation import genomics
 from titans_jax.evaluation import recall
@@ -113,12 +114,14 @@ def main(argv) -> None:
         if flags.FLAGS[name].present:
           raise ValueError(f"--{name} is of the motif task: not with --data.")
     values = _CONFIG.value.copy_and_resolve_references()
-    variants = _VARIANTS.value
-    if _INIT_FROM.value is not None:
-      before = _checkpoint.run(_INIT_FROM.value)
-      with values.unlocked():
-        values.model = before["model"]
-      variants = [values.model.variant]
+    variants, init_from = _VARIANTS.value, _INIT_FROM.value
+    if init_from is not None:
+      before = _checkpoint.adopt_model(values, init_from)
+      if "epochs" not in before["data"]:
+        raise ValueError(
+            f"--init_from={init_from}: its model is no classifier of sequences."
+        )
+      variants, init_from = [values.model.variant], files.absolute(init_from)
     length = values.data.sequence_length
     sets = _motifs(length) if _DATA.value is None else _read(length)
     runs = {
@@ -131,7 +134,7 @@ def main(argv) -> None:
         "genomics",
         {
             **_results.config_settings(values, "model.variant"),
-            "init_from": _INIT_FROM.value,
+            "init_from": init_from,
             "train": sets.train.fingerprint,
             "tests": [test.fingerprint for test, _ in sets.tests.values()],
             "smoke": _SMOKE.value,
@@ -217,7 +220,8 @@ def _run(values, variant: str, seed: int, sets: _Sets) -> config_lib.RunConfig:
     raise ValueError(
         f"--config.data.sequence_length={data.sequence_length} leaves sites"
         f" {apart} bases apart, which attention and convolutions of {variant} can"
-        f" relay ({relayed}): choose a smaller model.window."
+        f" relay ({relayed}): choose longer sequences, or a model with a smaller"
+        " window."
     )
   return run
 

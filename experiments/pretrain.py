@@ -67,7 +67,7 @@ def main(argv) -> None:
           f"model.vocab_size={run.model.vocab_size} is smaller than the"
           f" tokenizer's {tokenizer.vocab_size} tokens."
       )
-    trainer.check_same_run(run, epath.Path(_WORKDIR.value))
+    trainer.check_same_run(run, epath.Path(_WORKDIR.value), _INIT_FROM.value)
     cache_dir = _cache_dir(run.data.cache_dir)
     with distributed.main_first("the data is prepared"):
       corpus = tasks.prepare_corpus(run, tokenizer, cache_dir)

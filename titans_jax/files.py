@@ -43,6 +43,11 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
   return "://" in os.fspath(path)
 
 
+def absolute(path: str | os.PathLike[str]) -> str:
+  """Returns a path that means the same from everywhere."""
+  return os.fspath(path) if is_remote(path) else os.path.abspath(path)
+
+
 class Mirror:
   """The local files of a workdir: those that grow, which a bucket's cannot.
 

@@ -86,6 +86,23 @@ class GenomicsTest(parameterized.TestCase):
     run = json.loads((further / "transformer_0" / "config.json").read_text())
     self.assertEqual(run["model"]["model_dim"], 16)
     self.assertEqual(run["data"]["sequence_length"], 96)
+    self.assertEqual(run["init_from"], str(workdir / "transformer_0"))
+    with self.subTest("a model of other classes"):
+      three = {name: ["ACGT" * 20] * 20 for name in "abc"}
+      other = self.folder / "three_classes"
+      process = processes.run(
+          "genomics",
+          "--smoke",
+          f"--workdir={other}",
+          f"--data={self.benchmark('three', **three)}",
+          f"--init_from={workdir / 'transformer_0'}",
+          "--config.data.batch_size=8",
+      )
+      message = (
+          "that of another model: its head/bias is (2,), this model's (3,)"
+      )
+      processes.assert_refused(self, process, message)
+      self.assertFalse((other / "transformer_0").exists())
 
   def test_bad_input(self):
     folder = self.benchmark("bad", a=["ACGT"], b=["ACXT"])
@@ -102,9 +119,10 @@ class GenomicsTest(parameterized.TestCase):
             ("--config.data.sequence_length=32", "does not hold the two sites"),
             ("--variants=cnn", "--variants: 'cnn' is none of"),
             ("--lengths=64,x", "lengths"),
-            ("--init_from=/nowhere", "/nowhere holds no checkpoint"),
+            ("--init_from=/nowhere", "Give the folder of one run"),
         ),
     )
+    workdir = self.folder / "both"
     for both, message in (
         (
             (f"--data={few}", "--motifs=9"),
@@ -119,6 +137,6 @@ class GenomicsTest(parameterized.TestCase):
             "--config.model.window means nothing with --init_from",
         ),
     ):
-      workdir = self.folder / "both"
       process = processes.run("genomics", f"--workdir={workdir}", *both)
       processes.assert_refused(self, process, message)
+    self.assertFalse(workdir.exists())

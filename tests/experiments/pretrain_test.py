@@ -134,7 +134,7 @@ class PretrainTest(parameterized.TestCase):
     self.assertIn("Resuming from step", resumed.stdout)
     self.assert_same_run(workdir)
 
-  @parameterized.parameters("truncated", "missing")
+  @parameterized.parameters("truncated", "missing", "undescribed")
   def test_damaged_checkpoint_is_passed_over(self, damage):
     self.check_passed_over(damage)
 
@@ -151,7 +151,8 @@ class PretrainTest(parameterized.TestCase):
   def check_passed_over(self, damage):
     workdir = self.copy(self.whole, f"damaged_{damage}")
     newest = workdir / "checkpoints" / "60"
-    for path in (newest / "params").rglob("d/*"):
+    damaged = "_METADATA" if damage == "undescribed" else "d/*"
+    for path in (newest / "params").rglob(damaged):
       content = bytearray(path.read_bytes())
       if damage == "flipped":
         content[len(content) // 2] ^= 1
@@ -222,6 +223,10 @@ class PretrainTest(parameterized.TestCase):
     )
     self.assert_error(process, "embedding is .257, 16., .* vocabularies differ")
 
+  def test_other_first_parameters(self):
+    process = self.pretrain(self.whole, f"--init_from={self.whole}")
+    self.assert_error(process, f"began with --init_from=None, not {self.whole}")
+
   def test_other_data(self):
     workdir = self.copy(self.whole, "other_data")
     kept = self.text.read_bytes()
@@ -258,7 +263,7 @@ class PretrainTest(parameterized.TestCase):
         "--config.train.checkpoint_every=2",
     )
     if variant == "transformer":  # full attention
-      args += ("--config.model.window=None", "--config.model.max_length=32")
+      args += ("--config.model.window=None", "--config.model.max_length=64")
     process = self.pretrain(workdir, *args)
     self.assertEqual(process.returncode, 0, process.stderr)
     run = json.loads((workdir / "config.json").read_text())

@@ -3,7 +3,7 @@
 """Experiments as their users run them: processes, files, signals."""
 
 import atexit
-import functools
+import contextlib
 import json
 import os
 import pathlib
@@ -69,61 +69,71 @@ def run(experiment, *args, file_blocks=None):
     *args: of the command line.
     file_blocks: 512-byte blocks that a file may grow to; None: no limit.
   """
-  return run_module(f"experiments.{experiment}", *args, file_blocks=file_blocks)
+  if file_blocks is None:
+    return run_module(f"experiments.{experiment}", *args)
+  limited = f'ulimit -f {file_blocks}; exec "$@"'
+  return finish(["sh", "-c", limited, "sh", *command(experiment, *args)])
 
 
-def run_module(module, *args, file_blocks=None):
-  """Runs `python -m module` to its end and returns the finished process."""
-  arguments = [str(arg) for arg in args]
-  with tempfile.TemporaryDirectory(prefix="titans_") as kept:
-    outputs = [pathlib.Path(kept, name) for name in ("stdout", "stderr")]
-    for output in outputs:
-      output.touch()
-    status = _interpreter(tuple(environment().items())).run(
-        module=module,
-        arguments=arguments,
-        stdout=str(outputs[0]),
-        stderr=str(outputs[1]),
-        file_blocks=file_blocks,
-    )
-    said = [output.read_text("utf-8", "replace") for output in outputs]
-  return subprocess.CompletedProcess([module, *arguments], status, *said)
+# By their environments: what runs modules, and is at rest.
+_interpreters = {}
 
 
-@functools.cache
-def _interpreter(variables):
-  """Returns the interpreter that has these environment variables."""
-  return _Interpreter(dict(variables))
+def run_module(module, *args):
+  """Runs what `python -m module` does to its end, by `prepared`, and returns the
+  finished process."""
+  variables = tuple(sorted(environment().items()))
+  interpreter = _interpreters.pop(variables, None) or _Interpreter(variables)
+  try:
+    finished = interpreter.run(module, [str(arg) for arg in args])
+  except BaseException:
+    interpreter.kill()  # What it does by now nobody knows.
+    raise
+  _interpreters[variables] = interpreter
+  return finished
 
 
 class _Interpreter:
-  """`tests.experiments.prepared`, and the commands that it runs."""
+  """A process of `tests.experiments.prepared`, which runs modules."""
 
   def __init__(self, variables):
     self._process = subprocess.Popen(
         [sys.executable, "-m", "tests.experiments.prepared"],
         cwd=ROOT,
         encoding="utf-8",
-        env=variables,
+        env=dict(variables),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
-    atexit.register(self._close)
+    atexit.register(self.kill)
 
-  def run(self, **asked):
-    """Returns a command's exit status; raises TimeoutError after 300 s."""
-    print(json.dumps(asked), file=self._process.stdin, flush=True)
-    ready, _, _ = select.select([self._process.stdout], [], [], 300)
-    if not ready:
-      _interpreter.cache_clear()
+  def run(self, module, arguments):
+    """Returns the finished process of a module."""
+    with tempfile.TemporaryDirectory(prefix="titans_") as outputs:
+      paths = [pathlib.Path(outputs, name) for name in ("stdout", "stderr")]
+      print(
+          json.dumps([module, arguments, *map(str, paths)]),
+          file=self._process.stdin,
+          flush=True,
+      )
+      done, _, _ = select.select([self._process.stdout], [], [], 300)
+      status = self._process.stdout.readline() if done else ""
+      said = [
+          path.read_text("utf-8", "replace") if path.exists() else ""
+          for path in paths
+      ]
+    if not status:
+      why = "its interpreter ended" if done else "it has not ended in 300 s"
+      raise RuntimeError(f"{module} {arguments}: {why}; it said {said}")
+    return subprocess.CompletedProcess([module, *arguments], int(status), *said)
+
+  def kill(self):
+    """Ends it, and what it runs."""
+    atexit.unregister(self.kill)
+    with contextlib.suppress(ProcessLookupError):
       os.killpg(self._process.pid, signal.SIGKILL)
-      raise TimeoutError(f"Has not ended after 300 s: {asked}")
-    return int(self._process.stdout.readline())
-
-  def _close(self):
-    self._process.stdin.close()
-    self._process.wait()
+    self._process.communicate()
 
 
 def finish(arguments):

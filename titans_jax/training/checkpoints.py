@@ -25,6 +25,10 @@ class CheckpointError(RuntimeError):
   """A checkpoint could not be written or read."""
 
 
+class _AnotherModelError(ValueError):
+  """Parameters are those of a model of other shapes."""
+
+
 class Restored(NamedTuple):
   """What a checkpoint holds.
 
@@ -252,24 +256,10 @@ class Checkpoints:
         continue
       config_lib.check_version(meta["run"])
       try:
-        saved = self._shapes_of_params(candidate)
-      except Exception as error:  # pylint: disable=broad-except
-        self._damaged(candidate, error)
-        continue
-      if like is not None:
-        _check_same_shapes(saved, like, self.directory)
-        saved = jax.tree.map(
-            lambda x, y: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=y.sharding
-            ),
-            saved,
-            like,
-        )
-      try:
-        params = self._restore_params(candidate, meta, saved)
-        if like is not None:
-          params = jax.tree.map(lambda x, y: x.astype(y.dtype), params, like)
+        params = self._restore_params(candidate, meta, like)
         return params, meta["run"], candidate
+      except _AnotherModelError:
+        raise
       except Exception as error:  # pylint: disable=broad-except
         self._damaged(candidate, error)
     raise self._none_can_be_read(steps)
@@ -287,12 +277,24 @@ class Checkpoints:
     )
 
   def _restore_params(self, step: int, meta: dict[str, Any], like: Any) -> Any:
+    saved = self._shapes_of_params(step)
+    if like is not None:
+      _check_same_shapes(saved, like, self.directory)
+      saved = jax.tree.map(
+          lambda x, y: jax.ShapeDtypeStruct(
+              x.shape, x.dtype, sharding=y.sharding
+          ),
+          saved,
+          like,
+      )
     items = self._manager.restore(
-        step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like))
+        step, args=ocp.args.Composite(params=ocp.args.StandardRestore(saved))
     )
-    sums = _checksums({"params": items["params"]})
-    _check_sums(sums, meta["checksums"])
-    return items["params"]
+    params = items["params"]
+    _check_sums(_checksums({"params": params}), meta["checksums"])
+    if like is not None:
+      params = jax.tree.map(lambda x, y: x.astype(y.dtype), params, like)
+    return params
 
   def close(self) -> None:
     self._manager.close()
@@ -352,18 +354,27 @@ def open_checkpoints(path: str | os.PathLike[str]) -> Checkpoints:
   """
   root = epath.Path(path)
   for directory in (root / "checkpoints", root):
-    if directory.is_dir() and any(
-        p.name.isdigit() for p in directory.iterdir()
-    ):
+    if _holds_any(directory):
       return Checkpoints(directory)
   raise CheckpointError(
-      f"{path} holds no checkpoint. Give the --workdir of a run of"
-      " experiments.pretrain."
+      f"{path} holds no checkpoint. Give the folder of one run, in which"
+      " `checkpoints` is."
+  )
+
+
+def exist(workdir: epath.Path) -> bool:
+  """Returns whether a workdir holds checkpoints."""
+  return _holds_any(workdir / "checkpoints")
+
+
+def _holds_any(directory: epath.Path) -> bool:
+  return directory.is_dir() and any(
+      path.name.isdigit() for path in directory.iterdir()
   )
 
 
 def _check_same_shapes(saved: Any, like: Any, directory) -> None:
-  """Raises ValueError where two models' parameters differ in shape."""
+  """Raises an error where two models' parameters differ in shape."""
   shapes = [
       {
           jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
@@ -374,7 +385,7 @@ def _check_same_shapes(saved: Any, like: Any, directory) -> None:
   for name in sorted(set(shapes[0]) | set(shapes[1])):
     there, here = (s.get(name, "not there") for s in shapes)
     if there != here:
-      raise ValueError(
+      raise _AnotherModelError(
           f"The checkpoint in {directory} is that of another model: its {name}"
           f" is {there}, this model's {here}."
           + (" Their vocabularies differ." if name == "embedding" else "")

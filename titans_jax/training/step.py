@@ -54,14 +54,13 @@ class TrainState(NamedTuple):
 
 def init_params(model: Model, seed: int):
   """Returns fresh parameters."""
-  key = jax.random.key(seed)
-  return _init(model)(key, **model.init_inputs())["params"]
+  return _init(model, jax.random.key(seed), model.init_inputs())["params"]
 
 
-@functools.lru_cache(maxsize=4)
-def _init(model: Model):
-  # One function, so that shapes and values are traced once.
-  return jax.jit(model.init)
+# One function of all calls: shapes and values are traced once.
+@functools.partial(jax.jit, static_argnums=0)
+def _init(model: Model, key: Array, inputs: dict[str, Array]):
+  return model.init(key, **inputs)
 
 
 def init_state(

@@ -83,7 +83,9 @@ def train(
     distributed.ProcessesError: another process of the run is gone.
   """
   folder = epath.Path(workdir)
-  check_same_run(run, folder)
+  if init_from is not None:
+    init_from = files.absolute(init_from)
+  check_same_run(run, folder, init_from)
   mesh = parallel.make_mesh(run.parallel)
   parallel.check(
       mesh,
@@ -95,25 +97,31 @@ def train(
       {
           "configuration": run.to_dict(),
           "data": task.fingerprint,
-          "init_from": str(init_from),
+          "init_from": init_from,
       }
   )
-  folder.mkdir(parents=True, exist_ok=True)
-  if distributed.is_main():
-    files.replace(folder / "config.json", json.dumps(run.to_dict(), indent=2))
   optimizer = optimizer_lib.make_optimizer(run.optimizer, run.train.num_steps)
-  checkpoints = checkpoints_lib.Checkpoints(
-      folder / "checkpoints",
-      keep=run.train.keep_checkpoints,
-      keep_every=run.train.keep_every,
-  )
-  with (
-      contextlib.closing(checkpoints),
-      _sigterm() as stop,
-      jax.set_mesh(mesh),
-  ):
+  with contextlib.ExitStack() as stack:
+    stop = stack.enter_context(_sigterm())
+    stack.enter_context(jax.set_mesh(mesh))
     like = step_lib.abstract_state(
         model, optimizer, mesh, run.parallel, run.carried_rows
+    )
+    params = None
+    if init_from is not None and not checkpoints_lib.exist(folder):
+      # Before anything is written: another model's do not fit.
+      params = _params_of(init_from, like)
+    folder.mkdir(parents=True, exist_ok=True)
+    if distributed.is_main():
+      _write_config(run, folder, init_from)
+    checkpoints = stack.enter_context(
+        contextlib.closing(
+            checkpoints_lib.Checkpoints(
+                folder / "checkpoints",
+                keep=run.train.keep_checkpoints,
+                keep_every=run.train.keep_every,
+            )
+        )
     )
     distributed.say(parameter_table(like.params))
     distributed.say(_devices_line(mesh, like))
@@ -121,13 +129,8 @@ def train(
     checkpoints.check_space(like)
     if restored is None:
       state = step_lib.create_state(model, optimizer, run.seed, like)
-      if init_from is not None:
-        with contextlib.closing(
-            checkpoints_lib.open_checkpoints(init_from)
-        ) as others:
-          params, _, step = others.restore_params(like=like.params)
+      if params is not None:
         state = state._replace(params=params)
-        distributed.say(f"Parameters of step {step} of {init_from}.")
     else:
       _check_same_data(restored.data, task)
       state = restored.state
@@ -437,8 +440,28 @@ def _sigterm() -> Iterator[Callable[[int], bool]]:
     signal.signal(signal.SIGTERM, before)
 
 
-def check_same_run(run: config_lib.RunConfig, workdir: epath.Path) -> None:
-  """Raises ValueError if the workdir holds another run."""
+def _params_of(run: str, like: step_lib.TrainState):
+  """Returns the parameters of another run, as this one's are."""
+  with contextlib.closing(checkpoints_lib.open_checkpoints(run)) as others:
+    params, _, step = others.restore_params(like=like.params)
+  distributed.say(f"Parameters of step {step} of {run}.")
+  return params
+
+
+def _write_config(
+    run: config_lib.RunConfig, folder: epath.Path, init_from: str | None
+) -> None:
+  values = run.to_dict() | {"init_from": init_from}
+  files.replace(folder / "config.json", json.dumps(values, indent=2))
+
+
+def check_same_run(
+    run: config_lib.RunConfig,
+    workdir: epath.Path,
+    init_from: str | os.PathLike[str] | None = None,
+) -> None:
+  """Raises ValueError if the workdir holds another run, or one that began with
+  other parameters."""
   path = workdir / "config.json"
   if not path.exists():
     if (workdir / "checkpoints").exists():
@@ -451,6 +474,14 @@ def check_same_run(run: config_lib.RunConfig, workdir: epath.Path) -> None:
     saved = json.loads(path.read_text())
   except json.JSONDecodeError as error:
     raise ValueError(f"{path} is not readable as JSON: {error}.") from error
+  if init_from is not None:
+    init_from = files.absolute(init_from)
+  began = saved.pop("init_from", init_from)  # Older runs do not say.
+  if began != init_from:
+    raise ValueError(
+        f"--workdir={workdir} holds a run that began with --init_from={began},"
+        f" not {init_from}. Choose another --workdir, or the same to resume."
+    )
   differences = list(config_lib.differences(saved, run))
   if differences:
     raise ValueError(
