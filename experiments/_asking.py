@@ -111,8 +111,8 @@ def check_flags() -> None:
   else:
     _flags.refuse_overrides("beside --variants", "model.variant")
   for flag in ("checkpoint", "init_from"):
-    if flags.FLAGS[flag].present and flags.FLAGS["variants"].present:
-      raise ValueError(f"--variants means nothing with --{flag}.")
+    if flags.FLAGS[flag].present:
+      _flags.refuse_flag("variants", f"with --{flag}")
   command_line.check_names("variants", VARIANTS.value, model_config.VARIANTS)
   if LENGTHS.value is not None:
     command_line.positive_integers("lengths", LENGTHS.value)

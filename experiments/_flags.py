@@ -94,6 +94,12 @@ def refuse_overrides(where: str, *prefixes: str, flag: str = "config") -> None:
       raise ValueError(f"--{flag}.{name} means nothing {where}.")
 
 
+def refuse_flag(name: str, where: str) -> None:
+  """Raises ValueError where a flag is given that means nothing."""
+  if flags.FLAGS[name].present:
+    raise ValueError(f"--{name} means nothing {where}.")
+
+
 def shorten(values) -> None:
   """Makes a configuration that of --smoke: a few steps only."""
   values.train.num_steps = 20

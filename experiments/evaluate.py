@@ -99,8 +99,7 @@ def _check_flags() -> None:
   }
   other = "tasks" if _TASKS.value is None else "text"
   for name in alone[other]:
-    if flags.FLAGS[name].present:
-      raise ValueError(f"--{name} means nothing without --{other}.")
+    _flags.refuse_flag(name, f"without --{other}")
 
 
 def _name() -> str:

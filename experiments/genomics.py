@@ -103,8 +103,7 @@ def main(argv) -> None:
       _flags.refuse_overrides("beside --variants", "model.variant")
     else:
       _flags.refuse_overrides("with --init_from: the model is its", "model.")
-      if flags.FLAGS["variants"].present:
-        raise ValueError("--variants means nothing with --init_from.")
+      _flags.refuse_flag("variants", "with --init_from")
     _flags.refuse_overrides(
         "here: data.epochs says it", "train.num_steps", "train.eval_every"
     )
@@ -121,7 +120,7 @@ def main(argv) -> None:
         raise ValueError(
             f"--init_from={init_from}: its model is no classifier of sequences."
         )
-      variants, init_from = [values.model.variant], files.absolute(init_from)
+      variants = [values.model.variant]
     length = values.data.sequence_length
     sets = _motifs(length) if _DATA.value is None else _read(length)
     runs = {
@@ -134,7 +133,7 @@ def main(argv) -> None:
         "genomics",
         {
             **_results.config_settings(values, "model.variant"),
-            "init_from": init_from,
+            "init_from": files.absolute(init_from),
             "train": sets.train.fingerprint,
             "tests": [test.fingerprint for test, _ in sets.tests.values()],
             "smoke": _SMOKE.value,

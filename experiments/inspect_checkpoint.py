@@ -61,8 +61,7 @@ def _output() -> pathlib.Path | None:
   if (_TEXT.value is None) != (_OUTPUT.value is None):
     raise ValueError("--text and --output mean nothing without each other.")
   if _OUTPUT.value is None:
-    if flags.FLAGS["max_tokens"].present:
-      raise ValueError("--max_tokens means nothing without --text.")
+    _flags.refuse_flag("max_tokens", "without --text")
     return None
   output = _flags.local_folder("output", _OUTPUT.value)
   if output.suffix != ".html":

@@ -43,8 +43,10 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
   return "://" in os.fspath(path)
 
 
-def absolute(path: str | os.PathLike[str]) -> str:
-  """Returns a path that means the same from everywhere."""
+def absolute(path: str | os.PathLike[str] | None) -> str | None:
+  """Returns a path that means the same from everywhere; None for None."""
+  if path is None:
+    return None
   return os.fspath(path) if is_remote(path) else os.path.abspath(path)
 
 

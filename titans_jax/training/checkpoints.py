@@ -264,29 +264,23 @@ class Checkpoints:
         self._damaged(candidate, error)
     raise self._none_can_be_read(steps)
 
-  def _shapes_of_params(self, step: int) -> Any:
-    """Returns the saved parameters' shapes and dtypes, whatever their model is, on
-    this process's first device."""
-    saved = ocp.StandardCheckpointHandler().metadata(
-        self.directory / str(step) / "params"
-    )
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        saved.tree,
-    )
-
   def _restore_params(self, step: int, meta: dict[str, Any], like: Any) -> Any:
-    saved = self._shapes_of_params(step)
-    if like is not None:
+    # What was saved says its shapes and dtypes, whatever its model is.
+    folder = self.directory / str(step) / "params"
+    saved = ocp.StandardCheckpointHandler().metadata(folder).tree
+    if like is None:
+      device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+      shardings = jax.tree.map(lambda _: device, saved)
+    else:
       _check_same_shapes(saved, like, self.directory)
-      saved = jax.tree.map(
-          lambda x, y: jax.ShapeDtypeStruct(
-              x.shape, x.dtype, sharding=y.sharding
-          ),
-          saved,
-          like,
-      )
+      shardings = jax.tree.map(lambda x: x.sharding, like)
+    saved = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=sharding
+        ),
+        saved,
+        shardings,
+    )
     items = self._manager.restore(
         step, args=ocp.args.Composite(params=ocp.args.StandardRestore(saved))
     )

@@ -83,8 +83,7 @@ def train(
     distributed.ProcessesError: another process of the run is gone.
   """
   folder = epath.Path(workdir)
-  if init_from is not None:
-    init_from = files.absolute(init_from)
+  init_from = files.absolute(init_from)
   check_same_run(run, folder, init_from)
   mesh = parallel.make_mesh(run.parallel)
   parallel.check(
@@ -474,8 +473,7 @@ def check_same_run(
     saved = json.loads(path.read_text())
   except json.JSONDecodeError as error:
     raise ValueError(f"{path} is not readable as JSON: {error}.") from error
-  if init_from is not None:
-    init_from = files.absolute(init_from)
+  init_from = files.absolute(init_from)
   began = saved.pop("init_from", init_from)  # Older runs do not say.
   if began != init_from:
     raise ValueError(
