@@ -110,7 +110,6 @@ class Case:
     chunk: b.
     heads: H.
     group: chunks between states that are kept; None: as the kernel chooses.
-    documents: whether documents start inside the scan.
   """
 
   target: str
@@ -119,7 +118,6 @@ class Case:
   chunk: int
   heads: int
   group: int | None = None
-  documents: bool = False
 
 
 def why_not() -> str | None:
@@ -190,14 +188,7 @@ def compile_case(case: Case) -> dict[str, Any]:
     ValueError: no kernel for these sizes.
   """
   step, arguments = _aot.scan_arguments(
-      _aot.Case(
-          "v4",
-          case.head_dim,
-          case.hidden,
-          case.chunk,
-          case.heads,
-          documents=case.documents,
-      )
+      _aot.Case("v4", case.head_dim, case.hidden, case.chunk, case.heads)
   )
   # "auto" has no backward kernel yet.
   options = dataclasses.replace(step.options, implementation="pallas")

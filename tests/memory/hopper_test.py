@@ -14,6 +14,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import pallas_kernels
@@ -30,6 +31,7 @@ from titans_jax.memory import hopper
 from titans_jax.memory import scanning
 from titans_jax.memory.hopper import fused
 from titans_jax.memory.hopper import shapes
+from titans_jax.memory.hopper import tiles
 
 
 def interpreted(test, implementation="pallas"):
@@ -159,6 +161,61 @@ class InterpretedTest(parameterized.TestCase):
       bound, _ = selfcheck.largest_error(expected, reference)
       # It rounds momentum and a few products' operands once more.
       self.assertLess(error, hopper.ROUNDING * bound, name)
+
+
+class RestTest(parameterized.TestCase):
+  """What rounding leaves of weights, in bytes."""
+
+  def setUp(self):
+    super().setUp()
+    rng = np.random.default_rng(0)
+    tie = 1 + 2**-8
+    special = [0.0, 1.0, 2 - 2**-20, tie, -tie, tie + 2**-23, 3e-30, -7e20]
+    x = np.concatenate([rng.normal(size=1000), special])
+    self.x = jnp.asarray(x, jnp.float32)
+    self.rests = jnp.asarray(
+        rng.integers(-(2**31), 2**31, size=x.size), jnp.int32
+    )
+
+  @parameterized.parameters(0, 1, 2, 3)
+  def test_sixteen_bits_come_back(self, place):
+    rounded = self.x.astype(jnp.bfloat16)
+    rests = tiles.with_rest(self.rests, place, self.x, rounded)
+    found = tiles.whole(rounded, rests, place)
+    error = np.abs(np.asarray(found, np.float64) - np.asarray(self.x))
+    # Half a unit, and a whole one where rounding left just half of its own.
+    bound = np.full(self.x.size, 2.0**-16)
+    bound[1003:1005] *= 2
+    np.testing.assert_array_less(error, bound * np.abs(self.x) + 1e-45)
+    # It would be half of the last of eight bits without.
+    left = np.abs(np.asarray(rounded, np.float64) - np.asarray(self.x))
+    self.assertGreater(np.sum(left), 100 * np.sum(error))
+
+  @parameterized.parameters(0, 1, 2, 3)
+  def test_others_stay(self, place):
+    rests = tiles.with_rest(
+        self.rests, place, self.x, self.x.astype(jnp.bfloat16)
+    )
+    others = [i for i in range(4) if i != place]
+    as_bytes = lambda x: np.asarray(x).astype("<i4").view(np.int8)
+    np.testing.assert_array_equal(
+        as_bytes(rests).reshape(-1, 4)[:, others],
+        as_bytes(self.rests).reshape(-1, 4)[:, others],
+    )
+
+  def test_rounded_the_other_way(self):
+    # A stored rest may round up to the middle, behind which the nearest is another.
+    x = jnp.float32(1 + 2**-8)
+    for rounded in (1.0, 1 + 2**-7):
+      rounded = jnp.bfloat16(rounded)
+      rests = tiles.with_rest(jnp.int32(0), 1, x, rounded)
+      self.assertAlmostEqual(
+          tiles.whole(rounded, rests, 1), x, delta=2**-15
+      )
+
+  def test_float32_is_exact(self):
+    rests = tiles.with_rest(self.rests, 2, self.x, self.x)
+    np.testing.assert_array_equal(tiles.whole(self.x, rests, 2), self.x)
 
 
 class WhyNotTest(parameterized.TestCase):

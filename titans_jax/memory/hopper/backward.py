@@ -132,40 +132,43 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
         [right.at[t + z0] for t in all_tiles],
     )
 
-  def update(layer, t, n, rest, change):
-    """Writes a tile's next P and R, given P's change; returns P's rest."""
+  def update(layer, i, n, rests, change):
+    """Writes a tile's next P and R, given P's change; returns P's rests."""
     beta, f, m, keep = (
         chunks.ends[instance + zero(), n, i]
         for i in (3 * layer, 3 * layer + 1, 3 * layer + 2, 6)
     )
     w, s = weights[layer], momentum[layer]
-    t += zero()
+    z0 = zero()
+    t, place = own[i] + z0, head.place(i, layer)
 
-    def new(w, rest, s, change, more_w, more_s):
-      whole = w.astype(jnp.float32) + rest.astype(jnp.float32)
+    def new(w, rests, s, change, more_w, more_s):
+      whole = tiles.whole(w, rests, place)
       s = f * whole + m * s.astype(jnp.float32) + more_s.astype(jnp.float32)
       whole = beta * whole + change + more_w.astype(jnp.float32)
-      return *tiles.split(keep * whole, dtype), (keep * s).astype(dtype)
+      whole *= keep
+      rounded = whole.astype(dtype)
+      rests = tiles.with_rest(rests, place, whole, rounded)
+      return rounded, rests, (keep * s).astype(dtype)
 
-    rounded, rest, s[t] = tiles.columns(
+    rounded, rests, s[t] = tiles.columns(
         new,
         w[t],
-        rest,
+        rests,
         s[t],
         change,
         *(x[layer].at[instance, n, t] for x in chunks.direct),
     )
-    w[t], rest = tiles.packed(rounded, rest)
-    return rest
+    w[t], rests = tiles.packed(rounded, rests)
+    return rests
 
   head.leads(lambda: fetch(shape.chunks - 1))
-  rest = head.fetch_state(last, barriers.state_came)
+  rests = head.fetch_state(last, barriers.state_came)
 
-  def step(i, rest):
-    rest = list(rest)
+  def step(i, rests):
     n = shape.chunks - 1 - i
     for t in own:
-      acts[t + zero(), :, :size] = tiles.load(chunks.acts.at[instance, n, t])
+      acts[t + zero(), :, :size] = tiles.load(chunks.acts.at[instance, n + zero(), t])
     tiles.plgpu.barrier_wait(chunk_came)
     head.sync()
 
@@ -192,11 +195,11 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
         return (x * slope.astype(jnp.float32)).astype(dtype)
 
       (bend,) = tiles.packed(
-          tiles.columns(du, x, tiles.load(chunks.bends.at[instance, n, t]))
+          tiles.columns(du, x, tiles.load(chunks.bends.at[instance, n + zero(), t]))
       )
       bends.append(bend)
       acts[t + zero(), :, :size] = tiles.columns(
-          du, x, chunks.slopes.at[instance, n, t]
+          du, x, chunks.slopes.at[instance, n + zero(), t]
       )
     head.sync()
 
@@ -262,26 +265,26 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
                   x * slope.astype(jnp.float32) + bend.astype(jnp.float32)
               ).astype(dtype),
               x,
-              chunks.slopes.at[instance, n, t],
+              chunks.slopes.at[instance, n + zero(), t],
               bends[i],
           )
       )
-      rest_1 = update(0, t, n, rest[i][0], product(dz, keys.at[zero(), :size]))
+      rests = update(0, i, n, rests, product(dz, keys.at[zero(), :size]))
       z0 = zero()
       change = product.sum(
           [
-              tiles.load(chunks.acts.at[instance, n, t]),
+              tiles.load(chunks.acts.at[instance, n + zero(), t]),
               acts.at[t + z0, :, :size],
           ],
           [back.at[z0, :size], deltas.at[z0, :size]],
       )
-      rest[i] = rest_1, update(1, t, n, rest[i][1], change)
+      rests = update(1, i, n, rests, change)
     head.sync()
     pl.when(head.is_leader & (n > 0))(lambda: fetch(n - 1))
-    return tuple(rest)
+    return rests
 
-  rest = jax.lax.fori_loop(0, shape.chunks, step, rest)
-  head.store(first, (instance,), rest, (acts, layer_2))
+  rests = jax.lax.fori_loop(0, shape.chunks, step, rests)
+  head.store(first, (instance,), rests, (acts, layer_2))
   tiles.plgpu.wait_smem_to_gmem(0)
 
 

@@ -4,24 +4,25 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Callable, Sequence
 
 import jax
 from jax.experimental import pallas as pl
+import jax.numpy as jnp
 
 from titans_jax.memory.hopper import shapes
 from titans_jax.memory.hopper import tiles
 
 Array = jax.Array
-# Of a warpgroup's tiles: what rounding left of each layer's W.
-Rest = tuple[tuple[Array, ...], ...]
 
 
 class Block:
   """What a warpgroup of a kernel knows of its block.
 
   The head's W and S are in shared memory; what rounding left of W is in the
-  registers of the warpgroup that owns the tile.
+  registers of the warpgroup that owns the tile, a byte of an int32 [64, D] for
+  each of its tiles and layers ("rests").
 
   Attributes:
     instance: the head.
@@ -62,64 +63,81 @@ class Block:
     would take all registers."""
     return self._zero[0]
 
-  def fetch_state(self, state: shapes.State, came) -> Rest:
+  def place(self, i: int, layer: int) -> int:
+    """Returns the byte of the rests that is its i-th tile's."""
+    return 2 * i + layer
+
+  def fetch_state(self, state: shapes.State, came) -> Array:
     """Brings the head's state; `came` is its barrier."""
 
     @self.leads
     def _():
-      for here, there, t in self._pairs(state):
-        tiles.plgpu.copy_gmem_to_smem(there.at[self.instance, t], here, came)
+      z0 = self.zero()
+      for here, there in self._pairs(state):
+        for t in range(self._shape.tiles):
+          tiles.plgpu.copy_gmem_to_smem(
+              there.at[self.instance, t + z0], here.at[t + z0], came
+          )
 
-    rest = tuple(
-        tiles.packed(
-            *(tiles.load(layer.at[self.instance, t]) for layer in state.rest)
-        )
-        for t in self.own
-    )
     tiles.plgpu.barrier_wait(came)
-    return rest
+    rests = jnp.zeros((tiles.TILE, self._shape.width), jnp.int32)
+    for i, t in enumerate(self.own):
+      for layer, rest in enumerate(state.rest):
+        rounded = self._held[layer][t + self.zero()]
+        x = rounded.astype(jnp.float32)
+        x += tiles.load(rest.at[self.instance, t]).astype(jnp.float32)
+        (rests,) = tiles.packed(
+            tiles.with_rest(rests, self.place(i, layer), x, rounded)
+        )
+    return rests
 
-  def restart(self, initial: shapes.State, came) -> Rest:
+  def restart(self, initial: shapes.State, came) -> Array:
     """Brings another state in place of what is held; `came` is its barrier."""
     # Nobody may still wait for the state before: a barrier knows but two.
     self.sync()
     return self.fetch_state(initial, came)
 
   def store(
-      self, target: shapes.State, where, rest: Rest, outlets: Sequence[Any]
+      self, target: shapes.State, where, rests: Array, outlets: Sequence[Any]
   ) -> None:
     """Starts to write the state to main memory; W and S have to be waited for.
 
     Args:
       target: references there.
       where: place in the leading axes.
-      rest: of the warpgroup's tiles.
+      rests: of the warpgroup's tiles.
       outlets: of each layer, a buffer through which its rest goes.
     """
     width = self._shape.width
-    of_layers = tuple(zip(outlets, target.rest))
-    for t, layers in zip(self.own, rest):
-      for layer, (here, _) in zip(layers, of_layers):
-        here[t + self.zero(), :, :width] = layer
+
+    def left(rounded, rests, place):
+      x = tiles.whole(rounded, rests, place) - rounded.astype(jnp.float32)
+      return x.astype(self._shape.dtype)
+
+    for i, t in enumerate(self.own):
+      for layer, here in enumerate(outlets):
+        there = t + self.zero()
+        here[there, :, :width] = tiles.columns(
+            functools.partial(left, place=self.place(i, layer)),
+            self._held[layer][there],
+            rests,
+        )
     tiles.plgpu.commit_smem()
+    z0 = self.zero()
     for t in self.own:
-      for here, there in of_layers:
-        tiles.plgpu.copy_smem_to_gmem(here.at[t], there.at[*where, t])
+      for here, there in zip(outlets, target.rest):
+        tiles.plgpu.copy_smem_to_gmem(here.at[t + z0], there.at[*where, t + z0])
     tiles.plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     self.leads(lambda: self.store_rounded(target, where))
 
   def store_rounded(self, target, where) -> None:
     """Starts to write W and S as they are in shared memory."""
-    for here, there, t in self._pairs(target):
-      tiles.plgpu.copy_smem_to_gmem(here, there.at[*where, t])
+    for here, there in self._pairs(target):
+      for t in range(self._shape.tiles):
+        tiles.plgpu.copy_smem_to_gmem(here.at[t], there.at[*where, t])
 
   def _pairs(self, other):
-    there = (*other.weights, *other.momentum)
-    return [
-        (a.at[t], b, t)
-        for a, b in zip(self._held, there)
-        for t in range(self._shape.tiles)
-    ]
+    return zip(self._held, (*other.weights, *other.momentum))
 
 
 def launch(

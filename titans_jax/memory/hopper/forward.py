@@ -36,9 +36,7 @@ class Chunks(NamedTuple):
     ends: float32 [I, N, 6], last beta, f and m of each layer.
     gain: float32 [I, D].
     zero: int32 [1].
-    places: int32 [N], where the state before a chunk is kept, behind a document's
-      start; negative: nowhere.
-    starts: int32 [I, N], 1 where a document starts; None: nowhere.
+    starts: int32 [I, N], 1 where a document starts.
   """
 
   keys: Array
@@ -50,8 +48,7 @@ class Chunks(NamedTuple):
   ends: Array
   gain: Array
   zero: Array
-  places: Array
-  starts: Array | None
+  starts: Array
 
 
 def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
@@ -82,50 +79,46 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     copy(chunks.tokens.at[instance, n], tokens)
 
   head.leads(lambda: fetch(0))
-  rest = head.fetch_state(state, barriers.state_came)
+  rests = head.fetch_state(state, barriers.state_came)
   outlets = acts, reads
 
-  def update(layer, t, n, rest, changes):
-    """Writes a tile's next W and S, given each one's change; returns the rest.
+  def update(layer, i, n, rests, changes):
+    """Writes a tile's next W and S, given each one's change; returns the rests.
 
     W' = beta W + f S - A^T diag(g) Delta,  S' = m S - A^T diag(n) Delta.
     """
     beta, f, m = (
-        chunks.ends[instance + zero(), n, 3 * layer + i] for i in range(3)
+        chunks.ends[instance, n + zero(), 3 * layer + i] for i in range(3)
     )
 
-    def new_weights(w, rest, s, change):
-      w = w.astype(jnp.float32) + rest.astype(jnp.float32)
-      return tiles.split(beta * w + f * s.astype(jnp.float32) + change, dtype)
+    place = head.place(i, layer)
+
+    def new_weights(w, rests, s, change):
+      w = tiles.whole(w, rests, place)
+      w = beta * w + f * s.astype(jnp.float32) + change
+      rounded = w.astype(dtype)
+      return rounded, tiles.with_rest(rests, place, w, rounded)
 
     def new_momentum(s, change):
       return (m * s.astype(jnp.float32) + change).astype(dtype)
 
     w, s = weights[layer], momentum[layer]
-    t += zero()
+    t = own[i] + zero()
     old = s[t]
-    rounded, rest = tiles.packed(
-        *tiles.columns(new_weights, w[t], rest, old, changes[0]())
+    w[t], rests = tiles.packed(
+        *tiles.columns(new_weights, w[t], rests, old, changes[0]())
     )
-    w[t] = rounded
     s[t] = tiles.columns(new_momentum, s[t], changes[1]())
-    return rest
+    return rests
 
-  def step(n, rest):
-    if chunks.starts is not None:
-      rest = jax.lax.cond(
-          chunks.starts[instance, n] > 0,
-          lambda _: head.restart(initial, barriers.state_came),
-          lambda rest: rest,
-          rest,
-      )
-    rest = list(rest)
+  def step(n, rests):
+    rests = jax.lax.cond(
+        chunks.starts[instance, n + zero()] > 0,
+        lambda _: head.restart(initial, barriers.state_came),
+        lambda rests: rests,
+        rests,
+    )
     tiles.plgpu.barrier_wait(chunk_came)
-    if shape.keep_every is not None:
-      place = chunks.places[n]
-      pl.when(place >= 0)(
-          lambda: head.store(kept[0], (instance, place), rest, outlets)
-      )
 
     # The keys' hidden units: a and its slope, which waits where the queries' a
     # will be.
@@ -143,6 +136,10 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
 
     @head.leads
     def _():
+      if shape.keep_every is not None:
+        due = jax.lax.rem(n, shape.keep_every) == 0
+        place = jax.lax.div(n, shape.keep_every)
+        pl.when(due)(lambda: head.store_rounded(kept[0], (instance, place)))
       # f(k) of all tokens, the loss, and its gradient delta_2.
       z0 = zero()
       f = product.sum(
@@ -157,7 +154,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
           errors[zero()],
           tiles.per_column(gain),
       )
-      losses[instance, n] = 0.25 * jnp.sum(dy * dy, axis=1)
+      losses[instance, n + zero()] = 0.25 * jnp.sum(dy * dy, axis=1)
       dy = tiles.columns(lambda dy, gain: dy * gain, dy, tiles.per_column(gain))
       mean = jnp.sum(dy, axis=1) * (1 / width)
       along = jnp.sum(y * dy, axis=1) * (1 / width)
@@ -186,9 +183,9 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
           )
       )
 
-      x = of_tokens(_BETA_1) * times_tokens(weights[0], t, queries)
+      x = product(delta, scores.at[zero(), :size])
+      x += of_tokens(_BETA_1) * times_tokens(weights[0], t, queries)
       x += of_tokens(_F_1) * times_tokens(momentum[0], t, queries)
-      x += product(delta, scores.at[zero(), :size])
       reads[t + zero(), :, :size] = tiles.columns(
           lambda x: tiles.gelu(x).astype(dtype), x
       )
@@ -202,7 +199,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
         return product(*tiles.packed(share), keys.at[zero(), :size])
 
       changes = [functools.partial(change, row) for row in (_G_1, _N_1)]
-      rest[i] = update(0, t, n, rest[i][0], changes), rest[i][1]
+      rests = update(0, i, n, rests, changes)
     head.sync()
 
     @head.leads
@@ -236,7 +233,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
           lambda t: momentum[1].at[t]
       )
       f += product(scores.at[zero()], deltas.at[zero(), :size])
-      outputs[instance, n], _ = tiles.normalize(f)
+      outputs[instance, n + zero()], _ = tiles.normalize(f)
       # The chunk's keys and queries have been read.
       for row, target in ((_G_2, keys), (_N_2, queries)):
         g = tokens[row]
@@ -256,13 +253,13 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
         return product(acts.at[t + z0, :, :size], scaled.at[z0, :size])
 
       changes = [functools.partial(change, x) for x in (keys, queries)]
-      rest[i] = rest[i][0], update(1, t, n, rest[i][1], changes)
+      rests = update(1, i, n, rests, changes)
     head.sync()
     pl.when(head.is_leader & (n + 1 < shape.chunks))(lambda: fetch(n + 1))
-    return tuple(rest)
+    return rests
 
-  rest = jax.lax.fori_loop(0, shape.chunks, step, rest)
-  head.store(last, (instance,), rest, outlets)
+  rests = jax.lax.fori_loop(0, shape.chunks, step, rests)
+  head.store(last, (instance,), rests, outlets)
   tiles.plgpu.wait_smem_to_gmem(0)
 
 
@@ -329,30 +326,32 @@ def shared_bytes(shape: shapes.Shape) -> int:
 def run(
     shape: shapes.Shape,
     state: shapes.State,
-    initial: shapes.State | None,
+    initial: shapes.State,
     chunks: Chunks,
     interpret,
 ):
   """Returns outputs, losses, the last state and, if wanted, the states kept.
 
+  Those are as the products have them, rounded, without a rest: the backward pass
+  rounds them for its products, and is as exact without.
+
   Args:
     shape: sizes.
     state: to begin with.
-    initial: that documents start from; None: none starts.
+    initial: that documents start from.
     chunks: from `prepare`.
     interpret: `plgpu.InterpretGPUParams`; None: compiled.
   """
   of_chunks = shape.instances, shape.chunks, tiles.TILE
-  rest = tiles.TILE, tiles.TILE
   results: tuple[Any, ...] = (
       jax.ShapeDtypeStruct((*of_chunks, shape.width), jnp.float32),
       jax.ShapeDtypeStruct(of_chunks, jnp.float32),
-      shapes.state_type(shape, rest, shape.instances),
+      shapes.state_type(shape, (tiles.TILE, tiles.TILE), shape.instances),
   )
   name = "fused_memory_scan"
   if shape.keep_every is not None:
     kept = -(-shape.chunks // shape.keep_every)
-    results += (shapes.state_type(shape, rest, shape.instances, kept),)
+    results += (shapes.state_type(shape, (), shape.instances, kept),)
     name += "_keeping"
   barrier = tiles.plgpu.Barrier
   barriers = _Barriers(
@@ -403,9 +402,8 @@ def prepare(
   rows[_G_2], rows[_N_2] = -second.last_gradients, -second.momentum_gradients
   rows[_BETA_1], rows[_F_1] = first.weights, first.momentum
   rows[_G_1], rows[_N_1] = -first.last_gradients, -first.momentum_gradients
-  n, every = jnp.arange(shape.chunks, dtype=jnp.int32), shape.keep_every or 1
-  if starts is not None:
-    starts = starts.reshape(shape.instances, -1).astype(jnp.int32)
+  if starts is None:
+    starts = jnp.zeros((shape.instances, shape.chunks), jnp.int32)
   return Chunks(
       keys=keys,
       queries=queries,
@@ -416,6 +414,5 @@ def prepare(
       ends=shapes.ends(shape, gates),
       gain=shapes.gains(shape, params, chunks.keys.shape[1]),
       zero=jnp.zeros(1, jnp.int32),
-      places=jnp.where(n % every == 0, n // every, -1),
-      starts=starts,
+      starts=starts.reshape(shape.instances, -1).astype(jnp.int32),
   )

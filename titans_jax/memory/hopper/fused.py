@@ -109,8 +109,8 @@ def _shape(carry, chunks, dtype, keep_every: int | None = None) -> shapes.Shape:
 def _cut(carry, chunks, group: int | None) -> tuple[int, int]:
   """Returns the chunks between states that are kept, and those of a span."""
   shape = _shape(carry, chunks, jnp.dtype(jnp.bfloat16))
-  sizes = [x.size * x.dtype.itemsize for x in jax.tree.leaves(carry)]
-  kept = kept_lib.choose_group(shape.chunks, group, sum(sizes))
+  size = sum(x.size * shape.dtype.itemsize for x in jax.tree.leaves(carry))
+  kept = kept_lib.choose_group(shape.chunks, group, size)
   return kept, choose_span(shape, kept)
 
 
@@ -161,9 +161,7 @@ def _forward(call, keep_every, carry, chunks, constants, starts):
 
 
 def _run(call, shape, state, chunks, constants, starts):
-  initial = None
-  if starts is not None:
-    initial = shapes.pack(shape, constants.initial)
+  initial = state if starts is None else shapes.pack(shape, constants.initial)
   prepared = forward.prepare(shape, chunks, constants.params, starts)
   return forward.run(shape, state, initial, prepared, call.interpret)
 
@@ -308,21 +306,16 @@ def _each(call, starts, carry, chunks, constants):
 def _states(call, span, constants, like) -> shapes.State:
   """Returns the states before all chunks of a span, leaves [I, n, ...]."""
   chunks, starts = span.chunks, span.starts
-  batch, heads, steps, _, width = chunks.keys.shape
-
-  def narrow(state):
-    return shapes.narrow(width, state)
-
-  kept = narrow(span.kept)
+  batch, heads, steps = chunks.keys.shape[:3]
   if call.kept == 1:
-    return kept
+    return span.kept
   groups = steps // call.kept
 
   # Every state that was kept is that of a head which reads the chunks behind it.
   def as_heads(x):
     return x.reshape(batch, heads * groups, call.kept, *x.shape[3:])
 
-  first = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept)
+  first = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), span.kept)
   chunks = jax.tree.map(as_heads, chunks)
   carry = shapes.unpack(first, (batch, heads * groups), like)
   *_, states = _run(
@@ -333,9 +326,7 @@ def _states(call, span, constants, like) -> shapes.State:
       jax.tree.map(lambda x: jnp.repeat(x, groups, axis=1), constants),
       None if starts is None else as_heads(starts),
   )
-  return jax.tree.map(
-      lambda x: x.reshape(-1, steps, *x.shape[2:]), narrow(states)
-  )
+  return jax.tree.map(lambda x: x.reshape(-1, steps, *x.shape[2:]), states)
 
 
 _scan.defvjp(_scan_fwd, _scan_bwd)

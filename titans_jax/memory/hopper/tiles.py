@@ -94,6 +94,38 @@ def split(x: Array, dtype) -> tuple[Array, Array]:
   return rounded, (x - rounded.astype(x.dtype)).astype(dtype)
 
 
+def whole(rounded: Array, rests: Array, place: int) -> Array:
+  """Returns the float32 numbers that `with_rest` was given, to 16 bits."""
+  byte = (rests << (24 - 8 * place)) >> 24
+  bits = _bits(rounded) + (byte << 8)
+  return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def with_rest(rests: Array, place: int, x: Array, rounded: Array) -> Array:
+  """Keeps what rounding to bfloat16 left of numbers: the next eight bits.
+
+  A byte of each, the distance in units of the last of 16 bits of mantissa, takes
+  half the registers that a second bfloat16 would.
+
+  Args:
+    rests: int32, four bytes for each number, of four arrays alike.
+    place: of the byte that is x's.
+    x: float32.
+    rounded: to one of the nearest.
+
+  Returns:
+    `rests` with that byte.
+  """
+  # 128 units where x is in the middle of two.
+  byte = jnp.minimum((_bits(x) - _bits(rounded) + 128) >> 8, 127)
+  change = ((rests >> (8 * place)) ^ byte) & 255
+  return rests ^ (change << (8 * place))
+
+
+def _bits(x: Array) -> Array:
+  return jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
+
+
 class Products:
   """Products of 64 rows, accumulated in float32.
 
