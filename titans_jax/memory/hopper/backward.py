@@ -168,14 +168,16 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
   def step(i, rests):
     n = shape.chunks - 1 - i
     for t in own:
-      acts[t + zero(), :, :size] = tiles.load(chunks.acts.at[instance, n + zero(), t])
+      acts[t + zero(), :, :size] = tiles.load(
+          chunks.acts.at[instance, n + zero(), t]
+      )
     tiles.plgpu.barrier_wait(chunk_came)
     head.sync()
 
     @head.leads
     def _():
       # A^T P_2 and A^T R_2, before what is learned of A takes its place.
-      head.store_rounded(after, (instance, n))
+      head.store_rounded(after, (instance, n), zero())
       of_layer = []
       for row, right in ((_G_2, weights[1]), (_N_2, momentum[1])):
         of_layer.append(
@@ -195,7 +197,9 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
         return (x * slope.astype(jnp.float32)).astype(dtype)
 
       (bend,) = tiles.packed(
-          tiles.columns(du, x, tiles.load(chunks.bends.at[instance, n + zero(), t]))
+          tiles.columns(
+              du, x, tiles.load(chunks.bends.at[instance, n + zero(), t])
+          )
       )
       bends.append(bend)
       acts[t + zero(), :, :size] = tiles.columns(
@@ -284,7 +288,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     return rests
 
   rests = jax.lax.fori_loop(0, shape.chunks, step, rests)
-  head.store(first, (instance,), rests, (acts, layer_2))
+  head.store(first, (instance,), rests, (acts, layer_2), zero())
   tiles.plgpu.wait_smem_to_gmem(0)
 
 

@@ -98,7 +98,12 @@ class Block:
     return self.fetch_state(initial, came)
 
   def store(
-      self, target: shapes.State, where, rests: Array, outlets: Sequence[Any]
+      self,
+      target: shapes.State,
+      where,
+      rests: Array,
+      outlets: Sequence[Any],
+      zero: Array | int = 0,
   ) -> None:
     """Starts to write the state to main memory; W and S have to be waited for.
 
@@ -107,6 +112,7 @@ class Block:
       where: place in the leading axes.
       rests: of the warpgroup's tiles.
       outlets: of each layer, a buffer through which its rest goes.
+      zero: as of `store_rounded`.
     """
     width = self._shape.width
 
@@ -128,13 +134,20 @@ class Block:
       for here, there in zip(outlets, target.rest):
         tiles.plgpu.copy_smem_to_gmem(here.at[t + z0], there.at[*where, t + z0])
     tiles.plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-    self.leads(lambda: self.store_rounded(target, where))
+    self.leads(lambda: self.store_rounded(target, where, zero))
 
-  def store_rounded(self, target, where) -> None:
-    """Starts to write W and S as they are in shared memory."""
+  def store_rounded(self, target, where, zero: Array | int = 0) -> None:
+    """Starts to write W and S as they are in shared memory.
+
+    Args:
+      target: references in main memory.
+      where: place in the leading axes.
+      zero: a known one, or one that the compiler does not know: each spares the
+        one kernel registers that it costs the other.
+    """
     for here, there in self._pairs(target):
       for t in range(self._shape.tiles):
-        tiles.plgpu.copy_smem_to_gmem(here.at[t], there.at[*where, t])
+        tiles.plgpu.copy_smem_to_gmem(here.at[t + zero], there.at[*where, t])
 
   def _pairs(self, other):
     return zip(self._held, (*other.weights, *other.momentum))
