@@ -135,8 +135,8 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
   def update(layer, i, n, rests, change):
     """Writes a tile's next P and R, given P's change; returns P's rests."""
     beta, f, m, keep = (
-        chunks.ends[instance + zero(), n, i]
-        for i in (3 * layer, 3 * layer + 1, 3 * layer + 2, 6)
+        chunks.ends[instance + zero(), n, k]
+        for k in (3 * layer, 3 * layer + 1, 3 * layer + 2, 6)
     )
     w, s = weights[layer], momentum[layer]
     z0 = zero()

@@ -64,7 +64,7 @@ class Block:
     return self._zero[0]
 
   def place(self, i: int, layer: int) -> int:
-    """Returns the byte of the rests that is its i-th tile's."""
+    """Returns the byte of the rests that is a layer's of its i-th tile."""
     return 2 * i + layer
 
   def fetch_state(self, state: shapes.State, came) -> Array:
@@ -82,10 +82,13 @@ class Block:
     tiles.plgpu.barrier_wait(came)
     rests = jnp.zeros((tiles.TILE, self._shape.width), jnp.int32)
     for i, t in enumerate(self.own):
-      for layer, rest in enumerate(state.rest):
+      for layer in range(2):
         rounded = self._held[layer][t + self.zero()]
         x = rounded.astype(jnp.float32)
-        x += tiles.load(rest.at[self.instance, t]).astype(jnp.float32)
+        # Without a rest likewise: the loop's rests have the products' layout.
+        if state.rest:
+          rest = tiles.load(state.rest[layer].at[self.instance, t])
+          x += rest.astype(jnp.float32)
         (rests,) = tiles.packed(
             tiles.with_rest(rests, self.place(i, layer), x, rounded)
         )
@@ -142,8 +145,8 @@ class Block:
     Args:
       target: references in main memory.
       where: place in the leading axes.
-      zero: a known one, or one that the compiler does not know: each spares the
-        one kernel registers that it costs the other.
+      zero: a known one, which spares the forward kernel registers, or one that
+        the compiler does not know, which spares the backward kernel some.
     """
     for here, there in self._pairs(target):
       for t in range(self._shape.tiles):

@@ -88,7 +88,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     W' = beta W + f S - A^T diag(g) Delta,  S' = m S - A^T diag(n) Delta.
     """
     beta, f, m = (
-        chunks.ends[instance, n + zero(), 3 * layer + i] for i in range(3)
+        chunks.ends[instance, n + zero(), 3 * layer + k] for k in range(3)
     )
 
     place = head.place(i, layer)
@@ -333,7 +333,7 @@ def run(
   """Returns outputs, losses, the last state and, if wanted, the states kept.
 
   Those are as the products have them, rounded, without a rest: the backward pass
-  rounds them for its products, and is as exact without.
+  rounds them for its products, and is no less exact than those.
 
   Args:
     shape: sizes.

@@ -95,7 +95,7 @@ def split(x: Array, dtype) -> tuple[Array, Array]:
 
 
 def whole(rounded: Array, rests: Array, place: int) -> Array:
-  """Returns the float32 numbers that `with_rest` was given, to 16 bits."""
+  """Returns the float32 numbers that `with_rest` was given, to a unit there."""
   byte = (rests << (24 - 8 * place)) >> 24
   bits = _bits(rounded) + (byte << 8)
   return jax.lax.bitcast_convert_type(bits, jnp.float32)
@@ -116,7 +116,7 @@ def with_rest(rests: Array, place: int, x: Array, rounded: Array) -> Array:
   Returns:
     `rests` with that byte.
   """
-  # 128 units where x is in the middle of two.
+  # 128 units where x is all but in the middle of two.
   byte = jnp.minimum((_bits(x) - _bits(rounded) + 128) >> 8, 127)
   change = ((rests >> (8 * place)) ^ byte) & 255
   return rests ^ (change << (8 * place))
