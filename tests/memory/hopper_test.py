@@ -378,10 +378,9 @@ class EverySizeTest(_Compiled):
       target=_aot_gpu.TARGETS, dim=hopper.WIDTHS, chunk=hopper.CHUNKS
   )
   def test_spills(self, target, dim, chunk):
-    # 168 registers of a thread are few for 48 channels and 64 tokens.
-    most, most_backward = {(48, 16): (0, 4), (48, 64): (48, 48)}.get(
-        (dim, chunk), (0, 0)
-    )
+    # 168 registers of a thread are few for 48 channels.
+    some = {(48, 16): (0, 4), (48, 32): (20, 32), (48, 64): (48, 48)}
+    most, most_backward = some.get((dim, chunk), (0, 0))
     self.check_spills(
         target, dim, chunk, most=most, most_backward=most_backward
     )
