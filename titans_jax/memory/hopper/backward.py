@@ -139,8 +139,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
         for k in (3 * layer, 3 * layer + 1, 3 * layer + 2, 6)
     )
     w, s = weights[layer], momentum[layer]
-    z0 = zero()
-    t, place = own[i] + z0, head.place(i, layer)
+    t, place = own[i] + zero(), head.place(i, layer)
 
     def new(w, rests, s, change, more_w, more_s):
       whole = tiles.whole(w, rests, place)

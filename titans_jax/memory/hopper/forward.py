@@ -90,7 +90,6 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     beta, f, m = (
         chunks.ends[instance, n + zero(), 3 * layer + k] for k in range(3)
     )
-
     place = head.place(i, layer)
 
     def new_weights(w, rests, s, change):
@@ -138,8 +137,8 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     def _():
       if shape.keep_every is not None:
         due = jax.lax.rem(n, shape.keep_every) == 0
-        place = jax.lax.div(n, shape.keep_every)
-        pl.when(due)(lambda: head.store_rounded(kept[0], (instance, place)))
+        where = instance, jax.lax.div(n, shape.keep_every)
+        pl.when(due)(lambda: head.store_rounded(kept[0], where))
       # f(k) of all tokens, the loss, and its gradient delta_2.
       z0 = zero()
       f = product.sum(
