@@ -26,7 +26,6 @@ import numpy as np
 from pallas_kernels import _aot
 from titans_jax.memory import chunk as chunk_lib
 from titans_jax.memory import hopper
-from titans_jax.memory import scanning
 
 # What XLA's compiler asks of a GPU: makers' figures, and limits of CUDA's
 # programming guide by compute capability.
@@ -190,13 +189,14 @@ def compile_case(case: Case) -> dict[str, Any]:
   step, arguments = _aot.scan_arguments(
       _aot.Case("v4", case.head_dim, case.hidden, case.chunk, case.heads)
   )
-  # "auto" has no backward kernel yet.
-  options = dataclasses.replace(step.options, implementation="pallas")
-  step = chunk_lib.Step(options)
   carry, chunks, constants = arguments
+  options = step.options
 
   def run(carry, chunks, constants):
-    return scanning.by_hopper(step, carry, chunks, constants, group=case.group)
+    chunks = chunk_lib.with_coefficients(chunks)
+    return hopper.scan(
+        options.dtype, carry, chunks, constants, group=case.group
+    )
 
   def run_both(carry, chunks, constants, cotangents):
     results, vjp = jax.vjp(

@@ -87,7 +87,7 @@ def normalize(x: Array) -> tuple[Array, Array]:
 
 
 @jax.custom_vjp
-def _layer_norm_back(x: Array, g: Array) -> Array:
+def layer_norm_back(x: Array, g: Array) -> Array:
   """Returns J(x) g = scale (g - mean(g) - y mean(y g)), y being LN(x)."""
   return _layer_norm_back_fwd(x, g)[0]
 
@@ -112,11 +112,11 @@ def _layer_norm_back_bwd(residuals, h):
   return -(scale * scale) * dx, scale * across_h
 
 
-_layer_norm_back.defvjp(_layer_norm_back_fwd, _layer_norm_back_bwd)
+layer_norm_back.defvjp(_layer_norm_back_fwd, _layer_norm_back_bwd)
 
 
 @jax.custom_vjp
-def _layer_norm(x: Array) -> Array:
+def layer_norm(x: Array) -> Array:
   """LN over the last axis, without gain: (x - mean) / deviation.
 
   Its derivative J is symmetric, and has a derivative of its own in closed form:
@@ -125,8 +125,8 @@ def _layer_norm(x: Array) -> Array:
   return normalize(x)[0]
 
 
-_layer_norm.defvjp(
-    lambda x: (_layer_norm(x), x), lambda x, g: (_layer_norm_back(x, g),)
+layer_norm.defvjp(
+    lambda x: (layer_norm(x), x), lambda x, g: (layer_norm_back(x, g),)
 )
 
 
@@ -247,7 +247,7 @@ class MLP:
     for layer in range(1, self.depth):
       y = dense(layer, ACTIVATIONS[self.activation](y))
     if self.norm:
-      y = _layer_norm(y)
+      y = layer_norm(y)
       if "gain" in params:
         y = y * params["gain"]
     return x + y if self.residual else y

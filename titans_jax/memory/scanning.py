@@ -189,6 +189,10 @@ def _scan_scalar(options, carry, chunks, constants, *, group, recompute):
         interpret=interpret,
     )
 
+  def by_hopper(carry, prepared, constants):
+    chunks = chunk_lib.with_coefficients(prepared)
+    return hopper.scan(options.dtype, carry, chunks, constants, group=group)
+
   arguments = carry, prepared, constants
   # Only the kernel of the devices meant is traced: that takes seconds.
   run, platform = by_lax, _platform()
@@ -198,7 +202,7 @@ def _scan_scalar(options, carry, chunks, constants, *, group, recompute):
       options.implementation == "pallas" and platform == "cuda"
   ):
     if platform == "cuda":
-      kernel = functools.partial(by_hopper, step, group=group)
+      kernel = by_hopper
       reason = hopper.why_not(options, carry, prepared)
     else:
       kernel = functools.partial(by_kernel, interpret=False)
@@ -220,20 +224,6 @@ def _scan_scalar(options, carry, chunks, constants, *, group, recompute):
 def _platform() -> str:
   """Returns whose kernel is asked about: NVIDIA GPUs', if these are meant."""
   return "tpu" if tuning.gpu_kind() is None else "cuda"
-
-
-def by_hopper(step: chunk_lib.Step, carry, prepared, constants, *, group=None):
-  """Runs prepared chunks by the kernels for Hopper GPUs, where these can."""
-  # What its backward pass runs by XLA it takes at once, and all of it is kept.
-  by_lax = functools.partial(lax_scan, step, recompute=False)
-  return hopper.scan(
-      step.options,
-      by_lax,
-      carry,
-      chunk_lib.with_coefficients(prepared),
-      constants,
-      group=group,
-  )
 
 
 @functools.cache

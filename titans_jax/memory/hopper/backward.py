@@ -41,6 +41,7 @@ import jax.numpy as jnp
 from titans_jax.memory import chunk as chunk_lib
 from titans_jax.memory import networks
 from titans_jax.memory.hopper import block
+from titans_jax.memory.hopper import chunkwise
 from titans_jax.memory.hopper import shapes
 from titans_jax.memory.hopper import tiles
 
@@ -208,7 +209,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
 
     @head.leads
     def _():
-      # dDelta_2 and dF, as the derivative of `networks._layer_norm_back` has it.
+      # dDelta_2 and dF, as the derivative of `networks.layer_norm_back` has it.
       d_deltas = back[zero()].astype(jnp.float32) + over_units(acts, layer_2)
       y = chunks.normal.at[instance, n + zero()]
       gain = tiles.load(chunks.gain.at[instance + zero()], 1)
@@ -386,7 +387,8 @@ def linearize(
     states: shapes.State,
     chunks: chunk_lib.Prepared,
     params: networks.Params,
-    direct: chunk_lib.Carry,
+    seen: chunkwise.Seen,
+    direct: shapes.State,
     starts: Array | None,
 ) -> Chunks:
   """Computes all that does not depend on the chunks behind, for all at once.
@@ -396,59 +398,38 @@ def linearize(
     states: before every chunk, leaves [I, N, ...].
     chunks: leaves [B, H, N, ...], with coefficients.
     params: of the network.
-    direct: cotangents that the chunks' own reads give the states before them,
-      turned, leaves [B, H, N, D, hidden].
+    seen: of the chunks' keys.
+    direct: cotangents that the chunks' own reads give the states before them.
     starts: bool [B, H, N], where a document starts, or None.
   """
   lead = shape.instances, shape.chunks
   gates: Any = chunks.gates
   first, second = gates
-  flat = functools.partial(shapes.flat, shape)
-
-  def product(subscripts, *operands):
-    operands = [x.astype(shape.dtype) for x in operands]
-    return jnp.einsum(subscripts, *operands, preferred_element_type=jnp.float32)
 
   def in_tiles(x):
-    x = x.reshape(*lead, shape.tiles, tiles.TILE, x.shape[-1])
-    return x.astype(shape.dtype)
+    return x.reshape(*lead, shape.tiles, tiles.TILE, x.shape[-1])
 
-  keys = flat(chunks.keys)
-  w1, w2 = (w.reshape(*lead, shape.hidden, -1) for w in states.weights)
-  gains = shapes.gains(shape, params, chunks.keys.shape[1])
-  gain = gains[:, None, None]
-
-  z = product("inhd,inbd->inhb", w1, keys)
-  acts = networks.ACTIVATIONS["gelu"](z)
-  ones = jnp.ones_like(z)
-  slopes, curvatures = jax.jvp(networks.gelu_slope, (z,), (ones,))
-  y, scale = networks.normalize(product("inhb,inhd->inbd", acts, w2))
-  v = 2 * gain * (keys - flat(chunks.values) + gain * y)
-  along = networks.row_mean(y * v)
-  deltas = scale * networks.across(y, v, along)
-  bends = product("inhd,inbd->inhb", w2, deltas) * curvatures
-
+  z = seen.z.astype(jnp.float32)
+  _, curvatures = jax.jvp(networks.gelu_slope, (z,), (jnp.ones_like(z),))
+  y, scale = networks.normalize(seen.f)
   rows: list[Any] = [None] * 6
   rows[_G_2], rows[_N_2] = -second.last_gradients, -second.momentum_gradients
   rows[_G_1], rows[_N_1] = -first.last_gradients, -first.momentum_gradients
-  rows[_SCALE], rows[_ALONG] = scale, scale * along
+  rows[_SCALE], rows[_ALONG] = scale, scale * networks.row_mean(y * seen.d_norm)
   keep = jnp.ones(lead) if starts is None else ~starts.reshape(lead)
   ends = shapes.ends(shape, gates), keep[..., None].astype(jnp.float32)
   padding = [(0, 0), (0, 0), (0, tiles.TILE - shape.chunk), (0, 0)]
   return Chunks(
-      keys=keys.astype(shape.dtype),
-      deltas=deltas.astype(shape.dtype),
+      keys=shapes.flat(shape, chunks.keys).astype(shape.dtype),
+      deltas=seen.deltas.astype(shape.dtype),
       weights=states.weights[1],
-      acts=in_tiles(acts),
-      slopes=in_tiles(slopes),
-      bends=in_tiles(bends),
+      acts=in_tiles(seen.acts),
+      slopes=in_tiles(seen.slopes),
+      bends=in_tiles((seen.back * curvatures).astype(shape.dtype)),
       normal=jnp.pad(y, padding).astype(shape.dtype),
-      direct=jax.tree.map(
-          lambda x: in_tiles(jnp.swapaxes(flat(x), -1, -2)),
-          (direct.weights, direct.momentum),
-      ),
+      direct=(direct.weights, direct.momentum),
       tokens=shapes.rows_of_tokens(shape, rows),
       ends=jnp.concatenate(ends, axis=-1),
-      gain=gains,
+      gain=shapes.gains(shape, params, chunks.keys.shape[1]),
       zero=jnp.zeros(1, jnp.int32),
   )

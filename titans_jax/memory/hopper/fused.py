@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,11 @@ from titans_jax.memory import chunk as chunk_lib
 from titans_jax.memory import dual
 from titans_jax.memory import kept as kept_lib
 from titans_jax.memory.hopper import backward
+from titans_jax.memory.hopper import chunkwise
 from titans_jax.memory.hopper import forward
 from titans_jax.memory.hopper import shapes
 
 Array = jax.Array
-Scan = Callable[..., Any]
 
 # Its error at most, as a multiple of what bfloat16 products cost `jax.lax.scan`.
 ROUNDING = 2
@@ -29,8 +29,7 @@ _SPAN_BYTES = 2**32
 
 
 def scan(
-    options: chunk_lib.Rule,
-    by_lax: Scan,
+    dtype: Any,
     carry: chunk_lib.Carry,
     chunks: chunk_lib.Prepared,
     constants: chunk_lib.Constants,
@@ -41,9 +40,7 @@ def scan(
   """Runs `chunk.step` over chunks; see `why_not` for what it can run.
 
   Args:
-    options: the rule. Its implementation "pallas" has a backward pass by kernel;
-      "auto" one by `by_lax`, until the kernel has run on a GPU.
-    by_lax: (carry, chunks, constants) -> (carry, ys), the same scan by XLA.
+    dtype: of the products' operands.
     carry: W and S, leaves [B, H, D, hidden], turned.
     chunks: leaves [B, H, N, ...], with coefficients.
     constants: the network's slow parameters, and what documents start from.
@@ -55,7 +52,9 @@ def scan(
     The carry at the end, and outputs [B, H, N, b, D] and losses [B, H, N, 1, b].
   """
   steps = chunks.keys.shape[2]
-  call = _Call(options, by_lax, *_cut(carry, chunks, group), interpret)
+  hidden = carry.weights[0].shape[-1]
+  cut = _cut(carry, chunks, group)
+  call = _Call(jnp.dtype(dtype), hidden, *cut, interpret)
   chunks = _close(_pad(chunks, -steps % call.span))
   starts = chunks.resets
   if starts is not None:
@@ -75,32 +74,31 @@ class _Call:
   """What is static about a call of `scan`.
 
   Attributes:
-    options: as there.
-    by_lax: as there.
+    dtype: as there.
+    hidden: units between the layers.
     kept: chunks between states that are kept.
     span: chunks that the backward pass takes at once, a divisor of N.
     interpret: as there.
   """
 
-  options: chunk_lib.Rule
-  by_lax: Scan
+  dtype: Any
+  hidden: int
   kept: int
   span: int
   interpret: Any
 
-  def shape(self, carry, chunks, keep_every: int | None = None) -> shapes.Shape:
-    dtype = jnp.dtype(self.options.dtype or jnp.float32)
-    return _shape(carry, chunks, dtype, keep_every)
+  def shape(self, chunks, keep_every: int | None = None) -> shapes.Shape:
+    return _shape(self.hidden, chunks, self.dtype, keep_every)
 
 
-def _shape(carry, chunks, dtype, keep_every: int | None = None) -> shapes.Shape:
+def _shape(hidden, chunks, dtype, keep_every: int | None = None):
   batch, heads, steps, size, width = chunks.keys.shape
   return shapes.Shape(
       instances=batch * heads,
       chunks=steps,
       chunk=size,
       width=width,
-      hidden=carry.weights[0].shape[-1],
+      hidden=hidden,
       dtype=dtype,
       keep_every=keep_every,
   )
@@ -108,7 +106,8 @@ def _shape(carry, chunks, dtype, keep_every: int | None = None) -> shapes.Shape:
 
 def _cut(carry, chunks, group: int | None) -> tuple[int, int]:
   """Returns the chunks between states that are kept, and those of a span."""
-  shape = _shape(carry, chunks, jnp.dtype(jnp.bfloat16))
+  hidden = carry.weights[0].shape[-1]
+  shape = _shape(hidden, chunks, jnp.dtype(jnp.bfloat16))
   size = sum(x.size * shape.dtype.itemsize for x in jax.tree.leaves(carry))
   kept = kept_lib.choose_group(shape.chunks, group, size)
   return kept, choose_span(shape, kept)
@@ -123,16 +122,17 @@ def choose_span(shape: shapes.Shape, kept: int) -> int:
     shape: sizes.
     kept: chunks between states that are kept, of which it is a multiple.
   """
-  # As float32: about sixteen arrays of hidden units by tokens, ten of a layer.
-  numbers = shape.hidden * (16 * shape.chunk + 10 * 2 * shape.width)
-  most = _SPAN_BYTES // (4 * shape.instances * numbers)
+  # About twenty arrays of hidden units by tokens, and as many of a layer.
+  numbers = 20 * shape.hidden * (shape.chunk + shape.width)
+  most = _SPAN_BYTES // (shape.dtype.itemsize * shape.instances * numbers)
   spans = -(-shape.chunks // max(most // kept * kept, kept))
   return -(-shape.chunks // (spans * kept)) * kept
 
 
 def budget(options, carry, chunks, *, group=None) -> dict[str, int | None]:
   """Returns what a block of threads takes, and how often states are kept."""
-  shape = _shape(carry, chunks, jnp.dtype(options.dtype))
+  hidden = carry.weights[0].shape[-1]
+  shape = _shape(hidden, chunks, jnp.dtype(options.dtype))
   return {
       "threads": 128 * shape.warpgroups,
       "shared_bytes": max(
@@ -148,7 +148,7 @@ def _scan(call, carry, chunks, constants, starts):
 
 
 def _forward(call, keep_every, carry, chunks, constants, starts):
-  shape = call.shape(carry, chunks, keep_every)
+  shape = call.shape(chunks, keep_every)
   lead = chunks.keys.shape[:3]
   outputs, losses, last, *kept = _run(
       call, shape, shapes.pack(shape, carry), chunks, constants, starts
@@ -179,12 +179,6 @@ def _scan_bwd(call, saved, cotangents):
   kept, like, chunks, constants, starts = saved
   d_last, d_ys = cotangents
   batch, heads, steps = chunks.keys.shape[:3]
-  by_kernel = call.options.implementation == "pallas"
-  if by_kernel:
-    length, through = call.span, _through_kernel
-    d_last = shapes.pack(call.shape(d_last, chunks), d_last)
-  else:
-    length, through = call.kept, _through_lax
 
   def step(later, i):
     d_after, d_constants = later
@@ -193,22 +187,22 @@ def _scan_bwd(call, saved, cotangents):
       return jax.lax.dynamic_slice_in_dim(x, i * length, length, axis)
 
     span = _Span(
-        jax.tree.map(lambda x: part(x, 1, length // call.kept), kept),
-        *jax.tree.map(lambda x: part(x, 2, length), (chunks, d_ys, starts)),
+        jax.tree.map(lambda x: part(x, 1, call.span // call.kept), kept),
+        *jax.tree.map(lambda x: part(x, 2, call.span), (chunks, d_ys, starts)),
     )
-    d_before, d_chunks, own = through(call, span, constants, like, d_after)
+    d_before, d_chunks, own = _through(call, span, constants, d_after)
     return (d_before, jax.tree.map(jnp.add, d_constants, own)), d_chunks
 
   zeros = jax.tree.map(jnp.zeros_like, constants)
+  d_last = shapes.pack(call.shape(chunks), d_last)
   (d_first, d_constants), d_chunks = jax.lax.scan(
-      step, (d_last, zeros), jnp.arange(steps // length), reverse=True
+      step, (d_last, zeros), jnp.arange(steps // call.span), reverse=True
   )
-  if by_kernel:
-    d_first = shapes.unpack(d_first, (batch, heads), like)
 
   def joined(x):  # [spans, B, H, n, ...] -> [B, H, N, ...]
     return jnp.moveaxis(x, 0, 2).reshape(batch, heads, steps, *x.shape[4:])
 
+  d_first = shapes.unpack(d_first, (batch, heads), like)
   return d_first, jax.tree.map(joined, d_chunks), d_constants, None
 
 
@@ -228,82 +222,38 @@ class _Span(NamedTuple):
   starts: Array | None
 
 
-def _through_lax(call, span, constants, like, d_after):
-  """Returns the cotangents of the first state, the chunks and the constants, all
-  recomputed by XLA from the one state that was kept."""
-  chunks = span.chunks
-  first = jax.tree.map(lambda x: x[:, 0], span.kept)
-  carry = shapes.unpack(first, chunks.keys.shape[:2], like)
-
-  def run(carry, chunks, constants):
-    return call.by_lax(carry, _with_resets(chunks, span.starts), constants)
-
-  _, vjp = jax.vjp(run, carry, chunks, constants)
-  return vjp((d_after, span.d_ys))
-
-
-def _through_kernel(call, span, constants, like, d_after):
-  """Returns what `_through_lax` does, states as the kernels have them.
+def _through(call, span, constants, d_after):
+  """Returns the cotangents of the first state, the chunks and the constants.
 
   What waits for the chunks behind, the state's cotangent, is the kernel's; XLA
   makes the rest of the chunks at once, each by itself.
   """
-  chunks, lead = span.chunks, span.chunks.keys.shape[:3]
-  states = _states(call, span, constants, like)
-  carry = shapes.unpack(states, lead, like)
-  each = functools.partial(_each, call, span.starts)
-  _, vjp_reads = jax.vjp(lambda carry: each(carry, chunks, constants)[1], carry)
+  states = _states(call, span, constants)
+  shape = call.shape(span.chunks)
+
+  def each(states, chunks, constants):
+    initial = None
+    if span.starts is not None:
+      initial = shapes.pack(shape, constants.initial)._replace(rest=())
+    return chunkwise.run(
+        shape, states, chunks, constants.params, span.starts, initial
+    )
+
+  def reads(states):
+    _, ys, seen = each(states, span.chunks, constants)
+    return ys, seen
+
+  _, vjp_reads, seen = jax.vjp(reads, states, has_aux=True)
   (direct,) = vjp_reads(span.d_ys)
-  shape = call.shape(carry, chunks)
   linear = backward.linearize(
-      shape, states, chunks, constants.params, direct, span.starts
+      shape, states, span.chunks, constants.params, seen, direct, span.starts
   )
   d_before, d_states = backward.run(shape, d_after, linear, call.interpret)
-  d_carry = shapes.unpack(d_states, lead, like)
-  _, vjp = jax.vjp(functools.partial(each, carry), chunks, constants)
-  return shapes.narrow(shape.width, d_before), *vjp((d_carry, span.d_ys))
+  _, vjp = jax.vjp(lambda *xs: each(states, *xs)[:2], span.chunks, constants)
+  return shapes.narrow(shape.width, d_before), *vjp((d_states, span.d_ys))
 
 
-def _with_resets(chunks, starts):
-  if starts is None:
-    return chunks
-  return chunks._replace(resets=starts[..., None, None])
-
-
-def _each(call, starts, carry, chunks, constants):
-  """Runs every chunk by itself, as one of many heads.
-
-  Args:
-    call: what is static.
-    starts: bool [B, H, N], or None.
-    carry: before every chunk, leaves [B, H, N, D, hidden].
-    chunks: leaves [B, H, N, ...].
-    constants: leaves [B, H, ...], or 1 in place of B.
-
-  Returns:
-    The carry behind every chunk, and ys, leaves [B, H, N, ...].
-  """
-  batch, heads, size = chunks.keys.shape[:3]
-
-  def as_heads(x):
-    return x.reshape(batch, heads * size, *x.shape[3:])
-
-  carry, ys = call.by_lax(
-      jax.tree.map(as_heads, carry),
-      jax.tree.map(
-          lambda x: as_heads(x)[:, :, None], _with_resets(chunks, starts)
-      ),
-      jax.tree.map(lambda x: jnp.repeat(x, size, axis=1), constants),
-  )
-
-  def as_chunks(x):
-    return x.reshape(batch, heads, size, *x.shape[2:])
-
-  ys = jax.tree.map(lambda y: as_chunks(y[:, :, 0]), ys)
-  return jax.tree.map(as_chunks, carry), ys
-
-
-def _states(call, span, constants, like) -> shapes.State:
+def _states(call, span, constants) -> shapes.State:
   """Returns the states before all chunks of a span, leaves [I, n, ...]."""
   chunks, starts = span.chunks, span.starts
   batch, heads, steps = chunks.keys.shape[:3]
@@ -317,10 +267,9 @@ def _states(call, span, constants, like) -> shapes.State:
 
   first = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), span.kept)
   chunks = jax.tree.map(as_heads, chunks)
-  carry = shapes.unpack(first, (batch, heads * groups), like)
   *_, states = _run(
       call,
-      call.shape(carry, chunks, keep_every=1),
+      call.shape(chunks, keep_every=1),
       first,
       chunks,
       jax.tree.map(lambda x: jnp.repeat(x, groups, axis=1), constants),
