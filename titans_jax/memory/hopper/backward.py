@@ -4,14 +4,13 @@
 
 Of a chunk's derivative one thing has to wait for the chunks behind it: the
 cotangent (P, R) of the state (W, S) that it leaves. With the weights before every
-chunk at hand everything else is made for many chunks at once by XLA: the
-coefficients of what is linear in (P, R) here (`linearize`), and what a chunk's own
-reads add. The update of each layer is
+chunk at hand everything else is made for many chunks at once by XLA
+(`chunkwise`): the coefficients of what is linear in (P, R) here (`linearize`), and
+what a chunk's own reads add. The update of each layer is
 
     W' = beta W + f S - A^T diag(g) Delta,    S' = m S - A^T diag(n) Delta
 
-(of the first, A is K), so (P, R) behind a chunk become before it, but for what its
-reads add, and where no document starts with it, before which nothing counts,
+(of the first, A is K), so (P, R) behind a chunk become before it
 
     P_1' = beta P_1 + dZ K,                   R_1' = f P_1 + m R_1
     P_2' = beta P_2 + A dF + dU Delta_2,      R_2' = f P_2 + m R_2
@@ -26,19 +25,22 @@ U = W_2 Delta_2^T, F = f(k) and Delta_1^T = U * gelu'(Z),
     dA       = -(P_2 Delta_2^T) diag(g_2) - (R_2 Delta_2^T) diag(n_2) + W_2 dF^T
     dZ       = dA * gelu'(Z) + dDelta_1 * U * gelu''(Z).
 
+To P', R', dDelta_1, dDelta_2 and dA comes what the chunk's own reads add, to dF the
+loss's share, its cotangent times Delta_2. Where a document starts behind a chunk,
+(P, R) are of what that starts from, and the chunk's coefficients zero.
+
 P is held as W is, R as S.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Sequence
 
 import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
-from titans_jax.memory import chunk as chunk_lib
 from titans_jax.memory import networks
 from titans_jax.memory.hopper import block
 from titans_jax.memory.hopper import chunkwise
@@ -48,8 +50,9 @@ from titans_jax.memory.hopper import tiles
 Array = jax.Array
 
 # Rows of the numbers per token of a chunk, in `Chunks.tokens`: -g and -n of both
-# layers, one over the deviation of f(k), and that times mean(LN(f(k)) v).
-_G_2, _N_2, _G_1, _N_1, _SCALE, _ALONG = range(6)
+# layers, one over the deviation of f(k), that times mean(LN(f(k)) v), and the
+# loss's cotangent.
+_G_2, _N_2, _G_1, _N_1, _SCALE, _ALONG, _LOSS = range(7)
 
 
 class Chunks(NamedTuple):
@@ -65,9 +68,11 @@ class Chunks(NamedTuple):
     normal: LN(f(k)), [I, N, 64, D].
     direct: what the chunk's own reads add to the cotangents of W and S before it,
       leaves [I, N, hidden / 64, 64, D].
+    d_acts: what they add to that of gelu(Z), [I, N, hidden / 64, 64, b].
+    d_delta_1: to that of Delta_1, likewise.
+    d_deltas: to that of delta_2, [I, N, 64, D].
     tokens: float32 [I, N, 8, 64], a coefficient per row, a token per column.
-    ends: float32 [I, N, 7], last beta, f and m of each layer; and 0 where a
-      document starts, before which nothing counts, else 1.
+    ends: float32 [I, N, 6], last beta, f and m of each layer.
     gain: float32 [I, D].
     zero: int32 [1].
   """
@@ -80,6 +85,9 @@ class Chunks(NamedTuple):
   bends: Array
   normal: Array
   direct: tuple[tuple[Array, Array], tuple[Array, Array]]
+  d_acts: Array
+  d_delta_1: Array
+  d_deltas: Array
   tokens: Array
   ends: Array
   gain: Array
@@ -89,7 +97,7 @@ class Chunks(NamedTuple):
 def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
   """What a warpgroup does for one head."""
   last, chunks = inputs
-  first, after = results
+  first, after, d_z, d_deltas_out = results
   buffers, barriers = scratch
   (weights, momentum), layer_2, acts = (
       buffers.state,
@@ -133,11 +141,13 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
         [right.at[t + z0] for t in all_tiles],
     )
 
+  def added(x, more):
+    return tiles.columns(lambda x, y: x + y.astype(jnp.float32), x, more)
+
   def update(layer, i, n, rests, change):
     """Writes a tile's next P and R, given P's change; returns P's rests."""
-    beta, f, m, keep = (
-        chunks.ends[instance + zero(), n, k]
-        for k in (3 * layer, 3 * layer + 1, 3 * layer + 2, 6)
+    beta, f, m = (
+        chunks.ends[instance + zero(), n, 3 * layer + k] for k in range(3)
     )
     w, s = weights[layer], momentum[layer]
     t, place = own[i] + zero(), head.place(i, layer)
@@ -146,10 +156,9 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
       whole = tiles.whole(w, rests, place)
       s = f * whole + m * s.astype(jnp.float32) + more_s.astype(jnp.float32)
       whole = beta * whole + change + more_w.astype(jnp.float32)
-      whole *= keep
       rounded = whole.astype(dtype)
       rests = tiles.with_rest(rests, place, whole, rounded)
-      return rounded, rests, (keep * s).astype(dtype)
+      return rounded, rests, s.astype(dtype)
 
     rounded, rests, s[t] = tiles.columns(
         new,
@@ -189,9 +198,8 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
 
     bends = []
     for t in own:
-      x = over_tokens(
-          (weights[0], momentum[0]), t, keys, (_G_1, _N_1)
-      )  # dDelta_1
+      x = over_tokens((weights[0], momentum[0]), t, keys, (_G_1, _N_1))
+      x = added(x, chunks.d_delta_1.at[instance, n + zero(), t])  # dDelta_1
 
       def du(x, slope):
         return (x * slope.astype(jnp.float32)).astype(dtype)
@@ -211,6 +219,8 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     def _():
       # dDelta_2 and dF, as the derivative of `networks.layer_norm_back` has it.
       d_deltas = back[zero()].astype(jnp.float32) + over_units(acts, layer_2)
+      d_deltas = added(d_deltas, chunks.d_deltas.at[instance, n + zero()])
+      d_deltas_out[instance, n + zero()] = d_deltas.astype(dtype)
       y = chunks.normal.at[instance, n + zero()]
       gain = tiles.load(chunks.gain.at[instance + zero()], 1)
       scale = tokens[_SCALE]
@@ -252,7 +262,8 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
         y, delta = y.astype(jnp.float32), delta.astype(jnp.float32)
         there -= y * rows(on_delta, y) + h * rows(tokens[_ALONG], h)
         there -= delta * rows(along, delta)
-        return (there * rows(scale, there)).astype(dtype)
+        there = there * rows(scale, there) + delta * rows(tokens[_LOSS], h)
+        return there.astype(dtype)
 
       back[zero()] = tiles.columns(df, h, gains, y, deltas[zero()])
       tiles.plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -268,11 +279,12 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
               lambda x, slope, bend: (
                   x * slope.astype(jnp.float32) + bend.astype(jnp.float32)
               ).astype(dtype),
-              x,
+              added(x, chunks.d_acts.at[instance, n + zero(), t]),
               chunks.slopes.at[instance, n + zero(), t],
               bends[i],
           )
       )
+      d_z[instance, n + zero(), t] = dz
       rests = update(0, i, n, rests, product(dz, keys.at[zero(), :size]))
       z0 = zero()
       change = product.sum(
@@ -349,7 +361,7 @@ def shared_bytes(shape: shapes.Shape) -> int:
 
 
 def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
-  """Returns the cotangents of the first state, and of that behind every chunk.
+  """Returns the cotangents of all that waits for the chunks behind.
 
   Args:
     shape: sizes.
@@ -358,8 +370,9 @@ def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
     interpret: `plgpu.InterpretGPUParams`; None: compiled.
 
   Returns:
-    That of the first, and those behind chunks, leaves [I, N, ...] and without a
-    rest.
+    Those of the first state; of the states behind every chunk, leaves [I, N, ...]
+    and without a rest, also where a document starts there; of Z, [I, N, hidden,
+    b]; and of Delta_2, float32 [I, N, b, D].
   """
   lead = (shape.instances,)
   barrier = tiles.plgpu.Barrier
@@ -368,7 +381,7 @@ def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
       state_came=barrier(num_arrivals=4 * shape.tiles),
       everyone=barrier(num_arrivals=shape.warpgroups),
   )
-  return block.launch(
+  first, after, d_z, d_deltas = block.launch(
       _kernel,
       "fused_memory_scan_backward",
       shape,
@@ -376,60 +389,86 @@ def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
       (
           shapes.state_type(shape, (tiles.TILE, shape.width), *lead),
           shapes.state_type(shape, (), *lead, shape.chunks),
+          shapes.tile_type(shape, shape.chunk, *lead, shape.chunks),
+          jax.ShapeDtypeStruct(
+              (*lead, shape.chunks, tiles.TILE, shape.width), shape.dtype
+          ),
       ),
       (_buffers(shape), barriers),
       interpret,
+  )
+  return (
+      shapes.narrow(shape.width, first),
+      after,
+      d_z.reshape(*d_z.shape[:2], shape.hidden, shape.chunk),
+      d_deltas[:, :, : shape.chunk].astype(jnp.float32),
   )
 
 
 def linearize(
     shape: shapes.Shape,
-    states: shapes.State,
-    chunks: chunk_lib.Prepared,
-    params: networks.Params,
-    seen: chunkwise.Seen,
-    direct: shapes.State,
-    starts: Array | None,
+    own: chunkwise.Chunk,
+    before: chunkwise.State,
+    learned: chunkwise.Learned,
+    direct: chunkwise.State,
+    d_seen: Sequence[Array],
+    d_losses: Array,
+    ends: Array | None,
 ) -> Chunks:
-  """Computes all that does not depend on the chunks behind, for all at once.
+  """Lays out all that does not depend on the chunks behind.
 
   Args:
     shape: sizes.
-    states: before every chunk, leaves [I, N, ...].
-    chunks: leaves [B, H, N, ...], with coefficients.
-    params: of the network.
-    seen: of the chunks' keys.
-    direct: cotangents that the chunks' own reads give the states before them.
-    starts: bool [B, H, N], where a document starts, or None.
+    own: the chunks.
+    before: the states before them.
+    learned: from these.
+    direct: cotangents of the states by the chunks' own reads.
+    d_seen: likewise, of A and Delta as they are read: gelu(Z), Delta_1, Delta_2.
+    d_losses: cotangents of the losses, [I, N, b].
+    ends: bool [B, H, N], whether a document starts behind a chunk, or None.
   """
-  lead = shape.instances, shape.chunks
-  gates: Any = chunks.gates
-  first, second = gates
+  first, second = own.gates
 
   def in_tiles(x):
-    return x.reshape(*lead, shape.tiles, tiles.TILE, x.shape[-1])
+    return x.reshape(*x.shape[:2], shape.tiles, tiles.TILE, x.shape[-1])
 
-  z = seen.z.astype(jnp.float32)
+  def whole_tile(x):
+    padding = [(0, 0), (0, 0), (0, tiles.TILE - shape.chunk), (0, 0)]
+    return jnp.pad(x, padding).astype(shape.dtype)
+
+  z = learned.z.astype(jnp.float32)
   _, curvatures = jax.jvp(networks.gelu_slope, (z,), (jnp.ones_like(z),))
-  y, scale = networks.normalize(seen.f)
-  rows: list[Any] = [None] * 6
-  rows[_G_2], rows[_N_2] = -second.last_gradients, -second.momentum_gradients
-  rows[_G_1], rows[_N_1] = -first.last_gradients, -first.momentum_gradients
-  rows[_SCALE], rows[_ALONG] = scale, scale * networks.row_mean(y * seen.d_norm)
-  keep = jnp.ones(lead) if starts is None else ~starts.reshape(lead)
-  ends = shapes.ends(shape, gates), keep[..., None].astype(jnp.float32)
-  padding = [(0, 0), (0, 0), (0, tiles.TILE - shape.chunk), (0, 0)]
+  y, scale = networks.normalize(learned.f)
+  d_norm = 2 * own.gain * (own.keys - own.values + own.gain * y)
+  going_on = jnp.ones((1, 1))
+  if ends is not None:
+    going_on = 1.0 - shapes.flat(shape, ends)
+  factor = going_on[..., None, None]
+  rows: list[Any] = [None] * 7
+  rows[_G_2] = -factor * second.last_gradients
+  rows[_N_2] = -factor * second.momentum_gradients
+  rows[_G_1] = -factor * first.last_gradients
+  rows[_N_1] = -factor * first.momentum_gradients
+  rows[_SCALE], rows[_ALONG] = scale, scale * networks.row_mean(y * d_norm)
+  rows[_LOSS] = d_losses
+  d_acts, d_delta_1, d_deltas = d_seen
   return Chunks(
-      keys=shapes.flat(shape, chunks.keys).astype(shape.dtype),
-      deltas=seen.deltas.astype(shape.dtype),
-      weights=states.weights[1],
-      acts=in_tiles(seen.acts),
-      slopes=in_tiles(seen.slopes),
-      bends=in_tiles((seen.back * curvatures).astype(shape.dtype)),
-      normal=jnp.pad(y, padding).astype(shape.dtype),
-      direct=(direct.weights, direct.momentum),
+      keys=own.keys.astype(shape.dtype),
+      deltas=learned.deltas.astype(shape.dtype),
+      weights=in_tiles(before.w2),
+      acts=in_tiles(learned.acts),
+      slopes=in_tiles(learned.slopes),
+      bends=in_tiles((learned.back * curvatures).astype(shape.dtype)),
+      normal=whole_tile(y),
+      direct=(
+          (in_tiles(direct.w1), in_tiles(direct.w2)),
+          (in_tiles(direct.s1), in_tiles(direct.s2)),
+      ),
+      d_acts=in_tiles(d_acts),
+      d_delta_1=in_tiles(d_delta_1),
+      d_deltas=whole_tile(d_deltas),
       tokens=shapes.rows_of_tokens(shape, rows),
-      ends=jnp.concatenate(ends, axis=-1),
-      gain=shapes.gains(shape, params, chunks.keys.shape[1]),
+      ends=going_on[..., None] * shapes.ends(shape, own.gates),
+      gain=own.gain[:, 0, 0],
       zero=jnp.zeros(1, jnp.int32),
   )

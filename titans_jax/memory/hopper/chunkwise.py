@@ -1,13 +1,20 @@
 # Copyright 2026 The titans_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Many chunks at once, each from the state before it, by XLA.
+"""Chunks by themselves, each from the state before it, many at once by XLA.
 
-What `forward` computes, for its derivative: with the state before every chunk at
-hand, no chunk waits for another. Laid out as in the kernels, hidden units by
-tokens, so that neither operands nor states are transposed; activations and their
-cotangents are in the products' dtype, which halves what goes through main memory,
-where most of the time goes; and a token's factors act on its [D] numbers, not on
-its hidden units.
+`forward` keeps the state before every chunk, and with it no chunk waits for
+another. What a chunk does falls into three parts, which the backward pass
+differentiates apart:
+
+    learn    activations A and gradients Delta of the keys, at the weights before;
+    read     outputs of the queries, given those and the state before;
+    update   the state behind, likewise.
+
+Only the state's cotangent has to go from chunk to chunk, and with it what it makes
+of A and Delta: that is the kernel's (`backward`). Laid out as there, hidden units
+by tokens, so that neither operands nor states are transposed. Activations and
+their cotangents are in the products' dtype, and a token's factors act on its D
+numbers instead of its hidden units: the time goes into main memory's traffic.
 """
 
 from __future__ import annotations
@@ -24,135 +31,195 @@ from titans_jax.memory.hopper import shapes
 
 Array = jax.Array
 
-_gelu = networks.ACTIVATIONS["gelu"]
 
-
-class Seen(NamedTuple):
-  """What is known of a chunk's keys.
+class Learned(NamedTuple):
+  """What a chunk's keys and values give, A and Delta of both layers but the keys.
 
   Attributes:
-    z: first layer's outputs, [I, N, hidden, b].
-    acts: gelu(z).
+    z: the first layer's outputs, [I, N, hidden, b].
+    acts: gelu(z), A of the second.
     slopes: gelu'(z).
     f: the second layer's outputs f(k), float32 [I, N, b, D].
-    d_norm: the loss's gradient by LN(f(k)), likewise.
-    deltas: by f(k), delta_2.
-    back: W_2 delta_2^T, [I, N, hidden, b].
+    deltas: Delta_2, likewise.
+    back: W_2 Delta_2^T, [I, N, hidden, b].
+    delta_1: Delta_1^T, likewise.
   """
 
   z: Array
   acts: Array
   slopes: Array
   f: Array
-  d_norm: Array
   deltas: Array
   back: Array
+  delta_1: Array
 
 
-def run(
-    shape: shapes.Shape,
-    states: shapes.State,
-    chunks: chunk_lib.Prepared,
-    params: networks.Params,
-    starts: Array | None = None,
-    initial: shapes.State | None = None,
-) -> tuple[shapes.State, tuple[Array, Array], Seen]:
-  """Runs every chunk from its own state.
+class State(NamedTuple):
+  """W and S before every chunk, [I, N, hidden, D]."""
 
-  Args:
-    shape: sizes.
-    states: before every chunk, leaves [I, N, hidden / 64, 64, D], without rests.
-    chunks: leaves [B, H, N, ...], with coefficients.
-    params: of the network.
-    starts: bool [B, H, N], where a document starts, or None.
-    initial: state that it starts from, leaves [I, ...].
+  w1: Array
+  w2: Array
+  s1: Array
+  s2: Array
 
-  Returns:
-    The states behind every chunk; outputs [B, H, N, b, D] and losses
-    [B, H, N, 1, b]; and what was seen on the way.
-  """
-  lead, dtype = chunks.keys.shape[:3], shape.dtype
-  flat = functools.partial(shapes.flat, shape)
-  if starts is not None:
-    starts = flat(starts)[..., None, None, None]
-    states = jax.tree.map(
-        lambda start, x: jnp.where(starts, start[:, None], x), initial, states
-    )
-  (w1, w2), (s1, s2) = jax.tree.map(
-      lambda x: x.reshape(*x.shape[:2], shape.hidden, shape.width), states[:2]
+
+def state(shape: shapes.Shape, states: shapes.State) -> State:
+  """Returns kernels' states [I, N, ...] as matrices."""
+
+  def matrix(x):
+    return x.reshape(*x.shape[:2], shape.hidden, shape.width)
+
+  return State(*map(matrix, (*states.weights, *states.momentum)))
+
+
+class Chunk(NamedTuple):
+  """Tokens [I, N, b, D], the layers' coefficients, and the gain [I, 1, 1, D]."""
+
+  keys: Array
+  values: Array
+  queries: Array
+  gates: Any
+  gain: Array
+
+
+def chunk(shape: shapes.Shape, chunks: chunk_lib.Prepared, params) -> Chunk:
+  """Returns chunks, leaves [B, H, N, ...], as they are taken here."""
+  gains = shapes.gains(shape, params, chunks.keys.shape[1])
+  return Chunk(
+      *jax.tree.map(
+          functools.partial(shapes.flat, shape),
+          (chunks.keys, chunks.values, chunks.queries, chunks.gates),
+      ),
+      gain=gains[:, None, None],
   )
-  keys, values, queries = map(
-      flat, (chunks.keys, chunks.values, chunks.queries)
-  )
-  gates: Any = jax.tree.map(flat, chunks.gates)
-  first, second = gates
-  gain = shapes.gains(shape, params, lead[1])[:, None, None]
 
-  product = functools.partial(_product, dtype)
-  units = functools.partial(product, "inhd,inbd->inhb", dtype)
-  tokens = functools.partial(product, "inhb,inhd->inbd", jnp.float32)
-  weights = functools.partial(product, "inhb,inbd->inhd", dtype)
-  scores = functools.partial(product, "inqx,inkx->inqk", jnp.float32)
 
-  z = units(w1, keys)
+def learn(shape: shapes.Shape, before: State, own: Chunk) -> Learned:
+  """Returns what is learned from, at the weights before the chunk."""
+  products = _Products(shape)
+  z = first_layer(shape, before, own.keys)
+  in_float32 = z.astype(jnp.float32)
   acts, slopes = (
-      _at_least_float32(fn, z) for fn in (_gelu, networks.gelu_slope)
+      fn(in_float32).astype(shape.dtype)
+      for fn in (networks.ACTIVATIONS["gelu"], networks.gelu_slope)
   )
-  f = tokens(acts, w2)
+  f = products.tokens(acts, before.w2)
+  deltas, _ = gradient(f, own.keys, own.values, own.gain)
+  back = products.units(before.w2, deltas)
+  delta_1 = (slopes.astype(jnp.float32) * back).astype(shape.dtype)
+  return Learned(z, acts, slopes, f, deltas, back, delta_1)
+
+
+def first_layer(shape: shapes.Shape, before: State, keys: Array) -> Array:
+  """Returns W_1 keys^T, [I, N, hidden, b]."""
+  return _Products(shape).units(before.w1, keys)
+
+
+def gradient(f: Array, keys, values, gain) -> tuple[Array, Array]:
+  """Returns the loss's gradient by f(k), Delta_2, and the losses [I, N, b]."""
   error = keys - values + gain * networks.layer_norm(f)
   losses = jnp.sum(error * error, axis=-1)
-  d_norm = 2 * gain * error
-  deltas = networks.layer_norm_back(f, d_norm)
-  back = units(w2, deltas)
-  delta = (slopes.astype(jnp.float32) * back).astype(dtype)
+  return networks.layer_norm_back(f, 2 * gain * error), losses
 
-  parts = (
-      units(w1, first.weights * queries),
-      units(s1, first.momentum * queries),
-      product(
+
+def read(
+    shape: shapes.Shape,
+    before: State,
+    acts: Array,
+    delta_1: Array,
+    deltas: Array,
+    own: Chunk,
+) -> Array:
+  """Returns the queries' outputs, [I, N, b, D]."""
+  products = _Products(shape)
+  first, second = own.gates
+  x = [
+      products.units(before.w1, first.weights * own.queries),
+      products.units(before.s1, first.momentum * own.queries),
+      products(
           "inhk,inqk->inhq",
-          dtype,
-          delta,
-          -first.gradients * scores(queries, keys),
+          delta_1,
+          -first.gradients
+          * products("inqd,inkd->inqk", own.queries, own.keys, jnp.float32),
       ),
+  ]
+  reads = _gelu_of_sum(*x)
+  alike = products("inhq,inhk->inqk", reads, acts, jnp.float32)
+  f = second.weights * products.tokens(reads, before.w2)
+  f += second.momentum * products.tokens(reads, before.s2)
+  f += products(
+      "inqk,inkd->inqd", -second.gradients * alike, deltas, jnp.float32
   )
-  x = functools.reduce(jnp.add, [part.astype(jnp.float32) for part in parts])
-  reads = _gelu(x).astype(dtype)
-  f_reads = second.weights * tokens(reads, w2)
-  f_reads += second.momentum * tokens(reads, s2)
-  alike = product("inhq,inhk->inqk", jnp.float32, reads, acts)
-  f_reads += product(
-      "inqk,inkd->inqd", jnp.float32, -second.gradients * alike, deltas
-  )
-  outputs = queries + gain * networks.layer_norm(f_reads)
+  return own.queries + own.gain * networks.layer_norm(f)
 
-  def update(w, s, c, left, right):
+
+def update(
+    shape: shapes.Shape,
+    before: State,
+    acts: Array,
+    delta_1: Array,
+    deltas: Array,
+    keys: Array,
+    gates: Any,
+) -> State:
+  """Returns the state behind the chunk."""
+
+  def layer(w, s, c, left, right):
     def change(factors):
-      factors = jnp.swapaxes(factors, -1, -2)
-      return weights(left, factors * right).astype(jnp.float32)
+      rows = jnp.swapaxes(factors, -1, -2) * right
+      x = _Products(shape)("inhb,inbd->inhd", left, rows)
+      return x.astype(jnp.float32)
 
-    new_s = c.momentum_kept * s - change(c.momentum_gradients)
-    new_w = c.last_weights * w + c.last_momentum * s - change(c.last_gradients)
-    return [
-        x.astype(dtype).reshape(states.weights[0].shape) for x in (new_w, new_s)
-    ]
+    new = (
+        c.last_weights * w + c.last_momentum * s - change(c.last_gradients),
+        c.momentum_kept * s - change(c.momentum_gradients),
+    )
+    return [x.astype(shape.dtype) for x in new]
 
-  (w1, s1), (w2, s2) = (
-      update(w1, s1, first, delta, keys),
-      update(w2, s2, second, acts, deltas),
-  )
-  return (
-      shapes.State((w1, w2), (s1, s2), ()),
-      (
-          outputs.reshape(chunks.queries.shape),
-          losses.reshape(*lead, 1, shape.chunk),
-      ),
-      Seen(z, acts, slopes, f, d_norm, deltas, back),
-  )
+  first, second = gates
+  w1, s1 = layer(before.w1, before.s1, first, delta_1, keys)
+  w2, s2 = layer(before.w2, before.s2, second, acts, deltas)
+  return State(w1, w2, s1, s2)
 
 
-def _at_least_float32(fn, x: Array) -> Array:
-  return fn(x.astype(jnp.float32)).astype(x.dtype)
+@jax.custom_vjp
+def _gelu_of_sum(*parts: Array) -> Array:
+  """Returns gelu of a sum, of which a rounded number is kept."""
+  return _gelu_of_sum_fwd(*parts)[0]
+
+
+def _gelu_of_sum_fwd(*parts):
+  x = functools.reduce(jnp.add, (part.astype(jnp.float32) for part in parts))
+  y = networks.ACTIVATIONS["gelu"](x).astype(parts[0].dtype)
+  return y, (x.astype(y.dtype), len(parts))
+
+
+def _gelu_of_sum_bwd(residuals, dy):
+  x, count = residuals
+  slope = networks.gelu_slope(x.astype(jnp.float32))
+  return ((slope * dy).astype(dy.dtype),) * count
+
+
+_gelu_of_sum.defvjp(_gelu_of_sum_fwd, _gelu_of_sum_bwd)
+
+
+class _Products:
+  """Products of operands in the kernels' dtype."""
+
+  def __init__(self, shape: shapes.Shape):
+    self._dtype = shape.dtype
+
+  def __call__(self, subscripts: str, left, right, out=None) -> Array:
+    """Returns an einsum in `out`, by default the operands' dtype."""
+    return _product(self._dtype, subscripts, out or self._dtype, left, right)
+
+  def units(self, matrix: Array, rows: Array) -> Array:
+    """Returns [hidden, D] times [b, D], hidden units by tokens."""
+    return self("inhd,inbd->inhb", matrix, rows)
+
+  def tokens(self, units: Array, matrix: Array) -> Array:
+    """Returns the sum over hidden units, float32 [b, D]."""
+    return self("inhb,inhd->inbd", units, matrix, jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -179,6 +179,10 @@ def _scan_bwd(call, saved, cotangents):
   kept, like, chunks, constants, starts = saved
   d_last, d_ys = cotangents
   batch, heads, steps = chunks.keys.shape[:3]
+  # Where a document starts behind a chunk nothing of its state goes on.
+  ends = starts
+  if starts is not None:
+    ends = jnp.pad(starts[:, :, 1:], ((0, 0), (0, 0), (0, 1)))
 
   def step(later, i):
     d_after, d_constants = later
@@ -188,7 +192,9 @@ def _scan_bwd(call, saved, cotangents):
 
     span = _Span(
         jax.tree.map(lambda x: part(x, 1, call.span // call.kept), kept),
-        *jax.tree.map(lambda x: part(x, 2, call.span), (chunks, d_ys, starts)),
+        *jax.tree.map(
+            lambda x: part(x, 2, call.span), (chunks, d_ys, starts, ends)
+        ),
     )
     d_before, d_chunks, own = _through(call, span, constants, d_after)
     return (d_before, jax.tree.map(jnp.add, d_constants, own)), d_chunks
@@ -203,6 +209,15 @@ def _scan_bwd(call, saved, cotangents):
     return jnp.moveaxis(x, 0, 2).reshape(batch, heads, steps, *x.shape[4:])
 
   d_first = shapes.unpack(d_first, (batch, heads), like)
+  if starts is not None:
+    at_once = starts[:, :, :1, None]
+    d_initial = jax.tree.map(
+        lambda total, x: total + jnp.where(at_once, x, 0),
+        d_constants.initial,
+        d_first,
+    )
+    d_constants = d_constants._replace(initial=d_initial)
+    d_first = jax.tree.map(lambda x: jnp.where(at_once, 0, x), d_first)
   return d_first, jax.tree.map(joined, d_chunks), d_constants, None
 
 
@@ -214,43 +229,91 @@ class _Span(NamedTuple):
     chunks: leaves [B, H, n, ...].
     d_ys: cotangents of their outputs and losses.
     starts: bool [B, H, n], or None.
+    ends: whether a document starts behind the chunk, likewise.
   """
 
   kept: shapes.State
   chunks: chunk_lib.Prepared
   d_ys: Any
   starts: Array | None
+  ends: Array | None
 
 
 def _through(call, span, constants, d_after):
   """Returns the cotangents of the first state, the chunks and the constants.
 
-  What waits for the chunks behind, the state's cotangent, is the kernel's; XLA
-  makes the rest of the chunks at once, each by itself.
+  What waits for the chunks behind is the kernel's; XLA makes the rest of the
+  chunks at once, each by itself.
   """
   states = _states(call, span, constants)
   shape = call.shape(span.chunks)
-
-  def each(states, chunks, constants):
-    initial = None
-    if span.starts is not None:
-      initial = shapes.pack(shape, constants.initial)._replace(rest=())
-    return chunkwise.run(
-        shape, states, chunks, constants.params, span.starts, initial
-    )
-
-  def reads(states):
-    _, ys, seen = each(states, span.chunks, constants)
-    return ys, seen
-
-  _, vjp_reads, seen = jax.vjp(reads, states, has_aux=True)
-  (direct,) = vjp_reads(span.d_ys)
-  linear = backward.linearize(
-      shape, states, span.chunks, constants.params, seen, direct, span.starts
+  own, vjp_own = jax.vjp(
+      functools.partial(chunkwise.chunk, shape), span.chunks, constants.params
   )
-  d_before, d_states = backward.run(shape, d_after, linear, call.interpret)
-  _, vjp = jax.vjp(lambda *xs: each(states, *xs)[:2], span.chunks, constants)
-  return shapes.narrow(shape.width, d_before), *vjp((d_states, span.d_ys))
+  before = chunkwise.state(shape, states)
+  learned = chunkwise.learn(shape, before, own)
+  seen = learned.acts, learned.delta_1, learned.deltas
+  d_outputs, d_losses = map(functools.partial(shapes.flat, shape), span.d_ys)
+  d_losses = d_losses[:, :, 0]
+
+  _, vjp = jax.vjp(functools.partial(chunkwise.read, shape), before, *seen, own)
+  direct, *d_seen, d_own = vjp(d_outputs)
+  d_before, d_states, d_z, d_deltas = backward.run(
+      shape,
+      d_after,
+      backward.linearize(
+          shape, own, before, learned, direct, d_seen, d_losses, span.ends
+      ),
+      call.interpret,
+  )
+
+  def by_update(keys, gates):
+    return chunkwise.update(shape, before, *seen, keys, gates)
+
+  _, vjp = jax.vjp(by_update, own.keys, own.gates)
+  d_keys, d_gates = vjp(chunkwise.state(shape, d_states))
+  if span.ends is not None:
+    ends = shapes.flat(shape, span.ends)[..., None, None]
+    d_keys, d_gates = jax.tree.map(
+        lambda x: jnp.where(ends, 0, x), (d_keys, d_gates)
+    )
+  _, vjp = jax.vjp(
+      functools.partial(chunkwise.gradient, learned.f),
+      own.keys,
+      own.values,
+      own.gain,
+  )
+  more_keys, d_values, d_gain = vjp((d_deltas, d_losses))
+  _, vjp = jax.vjp(
+      functools.partial(chunkwise.first_layer, shape, before), own.keys
+  )
+  d_own = jax.tree.map(
+      jnp.add,
+      d_own,
+      chunkwise.Chunk(
+          d_keys + more_keys + vjp(d_z)[0],
+          d_values,
+          jnp.zeros_like(own.queries),
+          d_gates,
+          d_gain,
+      ),
+  )
+  d_chunks, d_params = vjp_own(d_own)
+  d_initial = None
+  if span.ends is not None:
+    d_initial = _of_ends(shape, span.ends, d_states, constants.initial)
+  d_constants = chunk_lib.Constants(d_params, d_initial)
+  return d_before, d_chunks, d_constants
+
+
+def _of_ends(shape, ends, d_states, like):
+  """Returns the sum of cotangents of states that another document starts from."""
+  (lead, ends), flat = (ends.shape[:2], ends), shapes.flat(shape, ends)
+
+  def total(x):
+    return jnp.einsum("in,in...->i...", flat.astype(x.dtype), x)
+
+  return shapes.unpack(jax.tree.map(total, d_states), lead, like)
 
 
 def _states(call, span, constants) -> shapes.State:
