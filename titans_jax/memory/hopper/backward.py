@@ -220,7 +220,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
       # dDelta_2 and dF, as the derivative of `networks.layer_norm_back` has it.
       d_deltas = back[zero()].astype(jnp.float32) + over_units(acts, layer_2)
       d_deltas = added(d_deltas, chunks.d_deltas.at[instance, n + zero()])
-      d_deltas_out[instance, n + zero()] = d_deltas.astype(dtype)
+      tiles.store(d_deltas_out.at[instance, n + zero()], d_deltas.astype(dtype))
       y = chunks.normal.at[instance, n + zero()]
       gain = tiles.load(chunks.gain.at[instance + zero()], 1)
       scale = tokens[_SCALE]
@@ -284,7 +284,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
               bends[i],
           )
       )
-      d_z[instance, n + zero(), t] = dz
+      tiles.store(d_z.at[instance, n + zero(), t], dz)
       rests = update(0, i, n, rests, product(dz, keys.at[zero(), :size]))
       z0 = zero()
       change = product.sum(
@@ -436,8 +436,6 @@ def linearize(
     padding = [(0, 0), (0, 0), (0, tiles.TILE - shape.chunk), (0, 0)]
     return jnp.pad(x, padding).astype(shape.dtype)
 
-  z = learned.z.astype(jnp.float32)
-  _, curvatures = jax.jvp(networks.gelu_slope, (z,), (jnp.ones_like(z),))
   y, scale = networks.normalize(learned.f)
   d_norm = 2 * own.gain * (own.keys - own.values + own.gain * y)
   going_on = jnp.ones((1, 1))
@@ -458,7 +456,7 @@ def linearize(
       weights=in_tiles(before.w2),
       acts=in_tiles(learned.acts),
       slopes=in_tiles(learned.slopes),
-      bends=in_tiles((learned.back * curvatures).astype(shape.dtype)),
+      bends=in_tiles(learned.bends),
       normal=whole_tile(y),
       direct=(
           (in_tiles(direct.w1), in_tiles(direct.w2)),

@@ -36,21 +36,19 @@ class Learned(NamedTuple):
   """What a chunk's keys and values give, A and Delta of both layers but the keys.
 
   Attributes:
-    z: the first layer's outputs, [I, N, hidden, b].
-    acts: gelu(z), A of the second.
-    slopes: gelu'(z).
+    acts: gelu(Z), A of the second, [I, N, hidden, b].
+    slopes: gelu'(Z), likewise.
+    bends: W_2 Delta_2^T * gelu''(Z), likewise.
     f: the second layer's outputs f(k), float32 [I, N, b, D].
     deltas: Delta_2, likewise.
-    back: W_2 Delta_2^T, [I, N, hidden, b].
-    delta_1: Delta_1^T, likewise.
+    delta_1: Delta_1^T, [I, N, hidden, b].
   """
 
-  z: Array
   acts: Array
   slopes: Array
+  bends: Array
   f: Array
   deltas: Array
-  back: Array
   delta_1: Array
 
 
@@ -97,17 +95,16 @@ def chunk(shape: shapes.Shape, chunks: chunk_lib.Prepared, params) -> Chunk:
 def learn(shape: shapes.Shape, before: State, own: Chunk) -> Learned:
   """Returns what is learned from, at the weights before the chunk."""
   products = _Products(shape)
-  z = first_layer(shape, before, own.keys)
-  in_float32 = z.astype(jnp.float32)
-  acts, slopes = (
-      fn(in_float32).astype(shape.dtype)
-      for fn in (networks.ACTIVATIONS["gelu"], networks.gelu_slope)
+  z = first_layer(shape, before, own.keys).astype(jnp.float32)
+  slopes, curvatures = jax.jvp(networks.gelu_slope, (z,), (jnp.ones_like(z),))
+  acts, slopes, curvatures = _rounded(
+      shape.dtype, networks.ACTIVATIONS["gelu"](z), slopes, curvatures
   )
   f = products.tokens(acts, before.w2)
   deltas, _ = gradient(f, own.keys, own.values, own.gain)
-  back = products.units(before.w2, deltas)
-  delta_1 = (slopes.astype(jnp.float32) * back).astype(shape.dtype)
-  return Learned(z, acts, slopes, f, deltas, back, delta_1)
+  back = products.units(before.w2, deltas).astype(jnp.float32)
+  bends, delta_1 = _rounded(shape.dtype, curvatures * back, slopes * back)
+  return Learned(acts, slopes, bends, f, deltas, delta_1)
 
 
 def first_layer(shape: shapes.Shape, before: State, keys: Array) -> Array:
@@ -166,13 +163,13 @@ def update(
 
   def layer(w, s, c, left, right):
     def change(factors):
-      rows = jnp.swapaxes(factors, -1, -2) * right
+      rows = -jnp.swapaxes(factors, -1, -2) * right
       x = _Products(shape)("inhb,inbd->inhd", left, rows)
       return x.astype(jnp.float32)
 
     new = (
-        c.last_weights * w + c.last_momentum * s - change(c.last_gradients),
-        c.momentum_kept * s - change(c.momentum_gradients),
+        c.last_weights * w + c.last_momentum * s + change(c.last_gradients),
+        c.momentum_kept * s + change(c.momentum_gradients),
     )
     return [x.astype(shape.dtype) for x in new]
 
@@ -190,8 +187,9 @@ def _gelu_of_sum(*parts: Array) -> Array:
 
 def _gelu_of_sum_fwd(*parts):
   x = functools.reduce(jnp.add, (part.astype(jnp.float32) for part in parts))
-  y = networks.ACTIVATIONS["gelu"](x).astype(parts[0].dtype)
-  return y, (x.astype(y.dtype), len(parts))
+  dtype = parts[0].dtype
+  y, x = _rounded(dtype, networks.ACTIVATIONS["gelu"](x), x)
+  return y, (x, len(parts))
 
 
 def _gelu_of_sum_bwd(residuals, dy):
@@ -201,6 +199,11 @@ def _gelu_of_sum_bwd(residuals, dy):
 
 
 _gelu_of_sum.defvjp(_gelu_of_sum_fwd, _gelu_of_sum_bwd)
+
+
+def _rounded(dtype, *xs: Array) -> tuple[Array, ...]:
+  """Returns arrays in a dtype, which XLA would pass on unrounded: in float32."""
+  return jax.lax.optimization_barrier(tuple(x.astype(dtype) for x in xs))
 
 
 class _Products:

@@ -116,7 +116,8 @@ def _cut(carry, chunks, group: int | None) -> tuple[int, int]:
 def choose_span(shape: shapes.Shape, kept: int) -> int:
   """Returns the chunks that the backward pass takes at once.
 
-  As many as memory allows, in spans as even as may be.
+  As many as memory allows, in spans as even as may be: without chunks added, if
+  that does not take twice as many spans.
 
   Args:
     shape: sizes.
@@ -125,8 +126,12 @@ def choose_span(shape: shapes.Shape, kept: int) -> int:
   # About twenty arrays of hidden units by tokens, and as many of a layer.
   numbers = 20 * shape.hidden * (shape.chunk + shape.width)
   most = _SPAN_BYTES // (shape.dtype.itemsize * shape.instances * numbers)
-  spans = -(-shape.chunks // max(most // kept * kept, kept))
-  return -(-shape.chunks // (spans * kept)) * kept
+  groups, most = -(-shape.chunks // kept), max(most // kept, 1)
+  spans = -(-groups // most)
+  if shape.chunks % kept == 0:
+    even = [n for n in range(spans, 2 * spans) if groups % n == 0]
+    spans = even[0] if even else spans
+  return -(-groups // spans) * kept
 
 
 def budget(options, carry, chunks, *, group=None) -> dict[str, int | None]:

@@ -70,6 +70,14 @@ def load(ref, axis: int | None = None) -> Array:
   return plgpu.load(ref, layout=layout, optimized=False)
 
 
+def store(ref, x: Array) -> None:
+  """Writes [64, n] to main memory, where half of a sector is written at once."""
+  if hasattr(plgpu, "store"):
+    plgpu.store(ref, x, optimized=False)
+  else:  # jax 0.11, of which every store is such a one.
+    ref[...] = x
+
+
 def normalize(x: Array) -> tuple[Array, Array]:
   """Returns LN(x) [64, D], and one over the deviation [64]."""
   width = x.shape[1]
