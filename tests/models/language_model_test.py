@@ -16,6 +16,7 @@ from tests.memory import testing
 import titans_jax as titans
 from titans_jax.layers import attention
 from titans_jax.models import config as config_lib
+from titans_jax.models import language_model
 from titans_jax.models import memory_as_context
 
 BATCH, LENGTH, PIECE = 2, 48, 11
@@ -477,6 +478,31 @@ class BadInputTest(parameterized.TestCase):
 
 
 class DtypeTest(parameterized.TestCase):
+
+  @parameterized.parameters("bfloat16", "float64")
+  def test_derivative_of_logits_is_multiplied_in_the_models_dtype(self, dtype):
+    rng = np.random.default_rng(0)
+    hidden, matrix = (
+        jnp.asarray(rng.normal(size=shape), dtype)
+        for shape in ((2, 3, 4), (5, 4))
+    )
+    d_logits = rng.normal(size=(2, 3, 5))
+
+    def derivative(hidden, matrix):
+      logits, vjp = jax.vjp(language_model._logits, hidden, matrix)
+      return vjp(jnp.asarray(d_logits, logits.dtype))
+
+    jaxpr = jax.make_jaxpr(derivative)(hidden, matrix).jaxpr
+    products = [e for e in jaxpr.eqns if e.primitive.name == "dot_general"]
+    self.assertLen(products, 2)
+    for product in products:
+      self.assertEqual({x.aval.dtype for x in product.invars}, {hidden.dtype})
+    expected = (
+        np.einsum("btv,vd->btd", d_logits, np.asarray(matrix, float)),
+        np.einsum("btv,btd->vd", d_logits, np.asarray(hidden, float)),
+    )
+    tolerance = 1e-12 if dtype == "float64" else 0.02
+    testing.assert_close(derivative(hidden, matrix), expected, tolerance)
 
   @parameterized.parameters(
       ("lmm", "bfloat16", True),

@@ -366,13 +366,37 @@ class TitansLM(nn.Module):
 
 def _logits(hidden: Array, matrix: Array) -> Array:
   """Maps [B, T, d] to logits [B, T, V]."""
-  logits = jnp.einsum(
+  return sharding.constrain(_times_matrix(hidden, matrix), tensor=2)
+
+
+@jax.custom_vjp
+def _times_matrix(hidden: Array, matrix: Array) -> Array:
+  """Returns logits in at least float32.
+
+  JAX's own derivative would multiply their cotangent in float32, on a GPU at half
+  the speed or less.
+  """
+  return jnp.einsum(
       "btd,vd->btv",
       hidden,
       matrix,
       preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
   )
-  return sharding.constrain(logits, tensor=2)
+
+
+def _times_matrix_bwd(operands, d_logits):
+  hidden, matrix = operands
+  d_logits = d_logits.astype(jnp.promote_types(hidden.dtype, matrix.dtype))
+  return (
+      jnp.einsum("btv,vd->btd", d_logits, matrix).astype(hidden.dtype),
+      jnp.einsum("btv,btd->vd", d_logits, hidden).astype(matrix.dtype),
+  )
+
+
+_times_matrix.defvjp(
+    lambda hidden, matrix: (_times_matrix(hidden, matrix), (hidden, matrix)),
+    _times_matrix_bwd,
+)
 
 
 def unstack(variables):
