@@ -251,23 +251,24 @@ class WhyNotTest(parameterized.TestCase):
     ):
       inputs.call("pallas")
 
-  def test_spans_hold_whole_groups(self):
+  @parameterized.parameters(
+      (65, 1, 2**32, 33),  # two spans, of one more chunk than there are
+      (64, 1, 2**31, 16),  # four, where three would add chunks
+      (65, 4, 2**28, 4),
+      (65, 4, 2**40, 68),
+      (65, 32, 1, 32),
+  )
+  def test_spans_hold_whole_groups(self, chunks, kept, most, expected):
     shape = shapes.Shape(
         instances=128,
-        chunks=65,
+        chunks=chunks,
         chunk=64,
         width=64,
         hidden=256,
         dtype=jnp.dtype("bfloat16"),
     )
-    for kept, most, expected in (
-        (1, 2**32, 13),  # five spans
-        (4, 2**28, 4),
-        (4, 2**40, 68),  # one
-        (32, 1, 32),
-    ):
-      with mock.patch.object(fused, "_SPAN_BYTES", most):
-        self.assertEqual(hopper.choose_span(shape, kept), expected)
+    with mock.patch.object(fused, "_SPAN_BYTES", most):
+      self.assertEqual(hopper.choose_span(shape, kept), expected)
 
 
 def compile_(case: _aot_gpu.Case):

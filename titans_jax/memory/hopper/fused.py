@@ -25,7 +25,7 @@ Array = jax.Array
 ROUNDING = 2
 
 # Bytes that the backward pass has at once of the chunks' activations.
-_SPAN_BYTES = 2**32
+_SPAN_BYTES = 6 * 2**30
 
 
 def scan(
@@ -123,8 +123,8 @@ def choose_span(shape: shapes.Shape, kept: int) -> int:
     shape: sizes.
     kept: chunks between states that are kept, of which it is a multiple.
   """
-  # About twenty arrays of hidden units by tokens, and as many of a layer.
-  numbers = 20 * shape.hidden * (shape.chunk + shape.width)
+  # About ten arrays of hidden units by tokens, and as many of a layer.
+  numbers = 10 * shape.hidden * (shape.chunk + shape.width)
   most = _SPAN_BYTES // (shape.dtype.itemsize * shape.instances * numbers)
   groups, most = -(-shape.chunks // kept), max(most // kept, 1)
   spans = -(-groups // most)
