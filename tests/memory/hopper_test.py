@@ -317,10 +317,9 @@ class CompiledTest(_Compiled):
     self.assertEqual(result.get("keep_every"), 2, result)
     self.assertLen(kernels, 3)
 
-  # One register of the backward kernel's does not fit at 48 channels.
-  @parameterized.parameters((48, 16, 4), (64, 16, 0), (64, 64, 0))
-  def test_without_spills(self, dim, chunk, most_backward):
-    self.check_spills("h200", dim, chunk, most_backward=most_backward)
+  @parameterized.parameters((48, 16), (64, 16), (64, 64))
+  def test_without_spills(self, dim, chunk):
+    self.check_spills("h200", dim, chunk)
 
   @parameterized.parameters(("pallas", True), ("auto", True), ("xla", False))
   def test_through_the_scan(self, implementation, expected):
@@ -359,7 +358,7 @@ class EverySizeTest(_Compiled):
   )
   def test_spills(self, target, dim, chunk):
     # 168 registers of a thread are few for 48 channels.
-    some = {(48, 16): (0, 4), (48, 32): (20, 32), (48, 64): (48, 48)}
+    some = {(48, 32): (20, 28), (48, 64): (52, 52)}
     most, most_backward = some.get((dim, chunk), (0, 0))
     self.check_spills(
         target, dim, chunk, most=most, most_backward=most_backward

@@ -112,6 +112,13 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
   all_tiles = range(shape.tiles)
   product = tiles.Products(interpreted)
 
+  # Which of an address's parts the compiler may not know decides what it spills:
+  # found by trying, with one tile a warpgroup and with two.
+  two = shape.tiles_per_group > 1
+
+  def here(n):
+    return (instance + zero(), n) if two else (instance, n + zero())
+
   def fetch(n):
     copy = functools.partial(tiles.plgpu.copy_gmem_to_smem, barrier=chunk_came)
     copy(chunks.keys.at[instance, n], keys.at[0, :size])
@@ -150,7 +157,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
         chunks.ends[instance + zero(), n, 3 * layer + k] for k in range(3)
     )
     w, s = weights[layer], momentum[layer]
-    t, place = own[i] + zero(), head.place(i, layer)
+    t, place = own[i] + (0 if two else zero()), head.place(i, layer)
 
     def new(w, rests, s, change, more_w, more_s):
       whole = tiles.whole(w, rests, place)
@@ -166,7 +173,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
         rests,
         s[t],
         change,
-        *(x[layer].at[instance, n, t] for x in chunks.direct),
+        *(x[layer].at[instance + zero(), n, t] for x in chunks.direct),
     )
     w[t], rests = tiles.packed(rounded, rests)
     return rests
@@ -177,9 +184,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
   def step(i, rests):
     n = shape.chunks - 1 - i
     for t in own:
-      acts[t + zero(), :, :size] = tiles.load(
-          chunks.acts.at[instance, n + zero(), t]
-      )
+      acts[t + zero(), :, :size] = tiles.load(chunks.acts.at[*here(n), t])
     tiles.plgpu.barrier_wait(chunk_came)
     head.sync()
 
@@ -199,19 +204,17 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     bends = []
     for t in own:
       x = over_tokens((weights[0], momentum[0]), t, keys, (_G_1, _N_1))
-      x = added(x, chunks.d_delta_1.at[instance, n + zero(), t])  # dDelta_1
+      x = added(x, chunks.d_delta_1.at[*here(n), t])  # dDelta_1
 
       def du(x, slope):
         return (x * slope.astype(jnp.float32)).astype(dtype)
 
       (bend,) = tiles.packed(
-          tiles.columns(
-              du, x, tiles.load(chunks.bends.at[instance, n + zero(), t])
-          )
+          tiles.columns(du, x, tiles.load(chunks.bends.at[*here(n), t]))
       )
       bends.append(bend)
       acts[t + zero(), :, :size] = tiles.columns(
-          du, x, chunks.slopes.at[instance, n + zero(), t]
+          du, x, chunks.slopes.at[*here(n), t]
       )
     head.sync()
 
@@ -219,9 +222,9 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     def _():
       # dDelta_2 and dF, as the derivative of `networks.layer_norm_back` has it.
       d_deltas = back[zero()].astype(jnp.float32) + over_units(acts, layer_2)
-      d_deltas = added(d_deltas, chunks.d_deltas.at[instance, n + zero()])
-      tiles.store(d_deltas_out.at[instance, n + zero()], d_deltas.astype(dtype))
-      y = chunks.normal.at[instance, n + zero()]
+      d_deltas = added(d_deltas, chunks.d_deltas.at[*here(n)])
+      tiles.store(d_deltas_out.at[*here(n)], d_deltas.astype(dtype))
+      y = chunks.normal.at[*here(n)]
       gain = tiles.load(chunks.gain.at[instance + zero()], 1)
       scale = tokens[_SCALE]
       mean = lambda x: jnp.sum(x, axis=1) * (1 / width)
@@ -279,17 +282,17 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
               lambda x, slope, bend: (
                   x * slope.astype(jnp.float32) + bend.astype(jnp.float32)
               ).astype(dtype),
-              added(x, chunks.d_acts.at[instance, n + zero(), t]),
-              chunks.slopes.at[instance, n + zero(), t],
+              added(x, chunks.d_acts.at[*here(n), t]),
+              chunks.slopes.at[*here(n), t],
               bends[i],
           )
       )
-      tiles.store(d_z.at[instance, n + zero(), t], dz)
+      tiles.store(d_z.at[*here(n), t], dz)
       rests = update(0, i, n, rests, product(dz, keys.at[zero(), :size]))
       z0 = zero()
       change = product.sum(
           [
-              tiles.load(chunks.acts.at[instance, n + zero(), t]),
+              tiles.load(chunks.acts.at[*here(n), t]),
               acts.at[t + z0, :, :size],
           ],
           [back.at[z0, :size], deltas.at[z0, :size]],
