@@ -199,9 +199,7 @@ def compile_case(case: Case) -> dict[str, Any]:
     )
 
   def run_both(carry, chunks, constants, cotangents):
-    results, vjp = jax.vjp(
-        lambda carry, constants: run(carry, chunks, constants), carry, constants
-    )
+    results, vjp = jax.vjp(run, carry, chunks, constants)
     return results, vjp(cotangents)
 
   with tracing_for(case.target) as sharding:

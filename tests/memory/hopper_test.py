@@ -69,6 +69,8 @@ class InterpretedTest(parameterized.TestCase):
   @parameterized.named_parameters(
       # Two warpgroups, a chunk that stays open.
       ("two_warpgroups", 8, 2**32, {"length": 40, "mask": True}),
+      # Two tiles a warpgroup.
+      ("wide", 4, 2**32, {"length": 32, "dim": 64}),
       # A prime number of chunks, in spans of two, of which one state is kept.
       (
           "held_gates_kept_in_groups",
@@ -90,12 +92,17 @@ class InterpretedTest(parameterized.TestCase):
               "resets": [(0, 16), (1, 0), (1, 32)],
           },
       ),
+      (
+          "documents_spans_of_one",
+          4,
+          1,
+          {"length": 32, "resets": [(0, 0), (0, 16)]},
+      ),
   )
   def test_equals_lax_scan(self, expansion, span_bytes, options):
     inputs = testing.make_inputs(
         memory.MLP(expansion=expansion),
-        **{"batch": 1, "heads": 1, **options},
-        dim=16,
+        **{"batch": 1, "heads": 1, "dim": 16, **options},
         chunk=16,
         dtype=jnp.float32,
     )
@@ -357,8 +364,9 @@ class EverySizeTest(_Compiled):
       target=_aot_gpu.TARGETS, dim=hopper.WIDTHS, chunk=hopper.CHUNKS
   )
   def test_spills(self, target, dim, chunk):
-    # 168 registers of a thread are few for 48 channels.
-    some = {(48, 32): (20, 28), (48, 64): (52, 52)}
+    # 168 registers of a thread are few for 48 channels. (Loads, of which there are
+    # eight bytes more than stores where states are kept.)
+    some = {(48, 32): (20, 36), (48, 64): (52, 44)}
     most, most_backward = some.get((dim, chunk), (0, 0))
     self.check_spills(
         target, dim, chunk, most=most, most_backward=most_backward

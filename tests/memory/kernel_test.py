@@ -25,7 +25,7 @@ def gradients(inputs, implementation):
   arrays = {k: tokens.pop(k) for k in ("mask", "resets") if k in tokens}
 
   def objective(values, state):
-    tokens, params, weights = values
+    tokens, params, weights, initial = values
     state = memory.MemoryState(
         state.chunk_start._replace(
             weights=tuple(
@@ -33,7 +33,7 @@ def gradients(inputs, implementation):
                 for w, s in zip(weights, state.chunk_start.weights)
             )
         ),
-        state.initial,
+        initial,
         state.open,
         state.count,
     )
@@ -45,7 +45,7 @@ def gradients(inputs, implementation):
       total += jnp.sum(jnp.cos(w))
     return total, (outputs, state.weights, state.momentum)
 
-  values = (tokens, inputs.params, inputs.weights)
+  values = (tokens, inputs.params, inputs.weights, inputs.state.initial)
   grad = jax.jit(jax.grad(objective, has_aux=True))
   return grad(values, inputs.state)
 

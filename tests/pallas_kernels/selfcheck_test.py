@@ -3,7 +3,9 @@
 """The check of the kernel: what it says, and that it finds what is wrong."""
 
 import contextlib
+import dataclasses
 import io
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -90,6 +92,26 @@ class SelfcheckTest(parameterized.TestCase):
     status, output = check(XLA)
     self.assertEqual(status, 0, output)
     self.assertIn("All ok.", output)
+
+  @parameterized.parameters((1.5, 0), (3.0, 1))
+  def test_a_kernel_that_rounds_more_is_measured_from_what_is_exact(
+      self, times, expected
+  ):
+    def kernel(problem, inputs):
+      exact = XLA(dataclasses.replace(problem, dtype="float32"), inputs)
+      off = lambda x, y: y + times * (x - y)
+      return jax.tree.map(off, XLA(problem, inputs), exact)
+
+    output = io.StringIO()
+    with (
+        mock.patch.object(selfcheck, "_rounds_more", lambda d: d != "float32"),
+        contextlib.redirect_stdout(output),
+    ):
+      status = selfcheck.run(
+          {"tiny": PROBLEM}, {"pallas": kernel, "xla": XLA}, ["bfloat16"]
+      )
+    self.assertIn("pallas-xla float32", output.getvalue())
+    self.assertEqual(status, expected, output.getvalue())
 
   @parameterized.parameters(
       (wrong_outputs, "FAILED: .outputs"),

@@ -376,11 +376,17 @@ def _times_matrix(hidden: Array, matrix: Array) -> Array:
   JAX's own derivative would multiply their cotangent in float32, on a GPU at half
   the speed or less.
   """
+  return _summed("btd,vd->btv", hidden, matrix)
+
+
+def _summed(subscripts: str, left: Array, right: Array) -> Array:
+  """Returns an einsum in at least float32, whatever its operands are in."""
+  dtype = jnp.promote_types(left.dtype, right.dtype)
   return jnp.einsum(
-      "btd,vd->btv",
-      hidden,
-      matrix,
-      preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
+      subscripts,
+      left,
+      right,
+      preferred_element_type=jnp.promote_types(dtype, jnp.float32),
   )
 
 
@@ -388,8 +394,8 @@ def _times_matrix_bwd(operands, d_logits):
   hidden, matrix = operands
   d_logits = d_logits.astype(jnp.promote_types(hidden.dtype, matrix.dtype))
   return (
-      jnp.einsum("btv,vd->btd", d_logits, matrix).astype(hidden.dtype),
-      jnp.einsum("btv,btd->vd", d_logits, hidden).astype(matrix.dtype),
+      _summed("btv,vd->btd", d_logits, matrix).astype(hidden.dtype),
+      _summed("btv,btd->vd", d_logits, hidden).astype(matrix.dtype),
   )
 
 

@@ -5,7 +5,7 @@
 Of a chunk's derivative one thing has to wait for the chunks behind it: the
 cotangent (P, R) of the state (W, S) that it leaves. With the weights before every
 chunk at hand everything else is made for many chunks at once by XLA
-(`chunkwise`): the coefficients of what is linear in (P, R) here (`linearize`), and
+(`chunkwise`): the coefficients of what is linear in (P, R) here (`prepare`), and
 what a chunk's own reads add. The update of each layer is
 
     W' = beta W + f S - A^T diag(g) Delta,    S' = m S - A^T diag(n) Delta
@@ -25,9 +25,9 @@ U = W_2 Delta_2^T, F = f(k) and Delta_1^T = U * gelu'(Z),
     dA       = -(P_2 Delta_2^T) diag(g_2) - (R_2 Delta_2^T) diag(n_2) + W_2 dF^T
     dZ       = dA * gelu'(Z) + dDelta_1 * U * gelu''(Z).
 
-To P', R', dDelta_1, dDelta_2 and dA comes what the chunk's own reads add, to dF the
-loss's share, its cotangent times Delta_2. Where a document starts behind a chunk,
-(P, R) are of what that starts from, and the chunk's coefficients zero.
+To P', R', dDelta_1, dDelta_2 and dA comes what the chunk's own reads add. Besides P
+and R, dZ and dDelta_2 come out, from which XLA makes the rest. Where a document starts
+behind a chunk, (P, R) are of what that starts from, and the chunk's coefficients zero.
 
 P is held as W is, R as S.
 """
@@ -35,7 +35,7 @@ P is held as W is, R as S.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import pallas as pl
@@ -50,9 +50,8 @@ from titans_jax.memory.hopper import tiles
 Array = jax.Array
 
 # Rows of the numbers per token of a chunk, in `Chunks.tokens`: -g and -n of both
-# layers, one over the deviation of f(k), that times mean(LN(f(k)) v), and the
-# loss's cotangent.
-_G_2, _N_2, _G_1, _N_1, _SCALE, _ALONG, _LOSS = range(7)
+# layers, one over the deviation of f(k), and that times mean(LN(f(k)) v).
+_G_2, _N_2, _G_1, _N_1, _SCALE, _ALONG = range(6)
 
 
 class Chunks(NamedTuple):
@@ -173,7 +172,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
         rests,
         s[t],
         change,
-        *(x[layer].at[instance + zero(), n, t] for x in chunks.direct),
+        *(x[layer].at[*here(n), t] for x in chunks.direct),
     )
     w[t], rests = tiles.packed(rounded, rests)
     return rests
@@ -265,8 +264,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
         y, delta = y.astype(jnp.float32), delta.astype(jnp.float32)
         there -= y * rows(on_delta, y) + h * rows(tokens[_ALONG], h)
         there -= delta * rows(along, delta)
-        there = there * rows(scale, there) + delta * rows(tokens[_LOSS], h)
-        return there.astype(dtype)
+        return (there * rows(scale, there)).astype(dtype)
 
       back[zero()] = tiles.columns(df, h, gains, y, deltas[zero()])
       tiles.plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -369,7 +367,7 @@ def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
   Args:
     shape: sizes.
     last: cotangent of the last state.
-    chunks: from `linearize`.
+    chunks: from `prepare`.
     interpret: `plgpu.InterpretGPUParams`; None: compiled.
 
   Returns:
@@ -408,27 +406,23 @@ def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
   )
 
 
-def linearize(
+def prepare(
     shape: shapes.Shape,
     own: chunkwise.Chunk,
-    before: chunkwise.State,
+    before: chunkwise.Matrices,
     learned: chunkwise.Learned,
-    direct: chunkwise.State,
-    d_seen: Sequence[Array],
-    d_losses: Array,
-    ends: Array | None,
+    direct: chunkwise.Matrices,
+    d_seen: chunkwise.Seen,
 ) -> Chunks:
   """Lays out all that does not depend on the chunks behind.
 
   Args:
     shape: sizes.
-    own: the chunks.
+    own: the chunks, with coefficients of zero where a document starts behind.
     before: the states before them.
     learned: from these.
     direct: cotangents of the states by the chunks' own reads.
-    d_seen: likewise, of A and Delta as they are read: gelu(Z), Delta_1, Delta_2.
-    d_losses: cotangents of the losses, [I, N, b].
-    ends: bool [B, H, N], whether a document starts behind a chunk, or None.
+    d_seen: likewise, of A and Delta.
   """
   first, second = own.gates
 
@@ -440,24 +434,18 @@ def linearize(
     return jnp.pad(x, padding).astype(shape.dtype)
 
   y, scale = networks.normalize(learned.f)
-  d_norm = 2 * own.gain * (own.keys - own.values + own.gain * y)
-  going_on = jnp.ones((1, 1))
-  if ends is not None:
-    going_on = 1.0 - shapes.flat(shape, ends)
-  factor = going_on[..., None, None]
-  rows: list[Any] = [None] * 7
-  rows[_G_2] = -factor * second.last_gradients
-  rows[_N_2] = -factor * second.momentum_gradients
-  rows[_G_1] = -factor * first.last_gradients
-  rows[_N_1] = -factor * first.momentum_gradients
-  rows[_SCALE], rows[_ALONG] = scale, scale * networks.row_mean(y * d_norm)
-  rows[_LOSS] = d_losses
-  d_acts, d_delta_1, d_deltas = d_seen
+  along = networks.row_mean(y * chunkwise.by_norm(y, own))
+  rows: list[Any] = [None] * 6
+  rows[_G_2] = -second.last_gradients
+  rows[_N_2] = -second.momentum_gradients
+  rows[_G_1] = -first.last_gradients
+  rows[_N_1] = -first.momentum_gradients
+  rows[_SCALE], rows[_ALONG] = scale, scale * along
   return Chunks(
       keys=own.keys.astype(shape.dtype),
-      deltas=learned.deltas.astype(shape.dtype),
+      deltas=learned.seen.delta_2.astype(shape.dtype),
       weights=in_tiles(before.w2),
-      acts=in_tiles(learned.acts),
+      acts=in_tiles(learned.seen.acts),
       slopes=in_tiles(learned.slopes),
       bends=in_tiles(learned.bends),
       normal=whole_tile(y),
@@ -465,11 +453,11 @@ def linearize(
           (in_tiles(direct.w1), in_tiles(direct.w2)),
           (in_tiles(direct.s1), in_tiles(direct.s2)),
       ),
-      d_acts=in_tiles(d_acts),
-      d_delta_1=in_tiles(d_delta_1),
-      d_deltas=whole_tile(d_deltas),
+      d_acts=in_tiles(d_seen.acts),
+      d_delta_1=in_tiles(d_seen.delta_1),
+      d_deltas=whole_tile(d_seen.delta_2),
       tokens=shapes.rows_of_tokens(shape, rows),
-      ends=going_on[..., None] * shapes.ends(shape, own.gates),
+      ends=shapes.ends(shape, own.gates),
       gain=own.gain[:, 0, 0],
       zero=jnp.zeros(1, jnp.int32),
   )

@@ -32,28 +32,38 @@ from titans_jax.memory.hopper import shapes
 Array = jax.Array
 
 
-class Learned(NamedTuple):
-  """What a chunk's keys and values give, A and Delta of both layers but the keys.
+class Seen(NamedTuple):
+  """A and Delta of both layers but K, which is A of the first.
 
   Attributes:
     acts: gelu(Z), A of the second, [I, N, hidden, b].
-    slopes: gelu'(Z), likewise.
-    bends: W_2 Delta_2^T * gelu''(Z), likewise.
-    f: the second layer's outputs f(k), float32 [I, N, b, D].
-    deltas: Delta_2, likewise.
-    delta_1: Delta_1^T, [I, N, hidden, b].
+    delta_1: Delta_1^T, likewise.
+    delta_2: Delta_2, float32 [I, N, b, D].
   """
 
   acts: Array
+  delta_1: Array
+  delta_2: Array
+
+
+class Learned(NamedTuple):
+  """What a chunk's keys and values give.
+
+  Attributes:
+    seen: what is read and learned of them.
+    slopes: gelu'(Z), [I, N, hidden, b].
+    bends: W_2 Delta_2^T * gelu''(Z), likewise.
+    f: the second layer's outputs f(k), float32 [I, N, b, D].
+  """
+
+  seen: Seen
   slopes: Array
   bends: Array
   f: Array
-  deltas: Array
-  delta_1: Array
 
 
-class State(NamedTuple):
-  """W and S before every chunk, [I, N, hidden, D]."""
+class Matrices(NamedTuple):
+  """W and S of both layers, [I, N, hidden, D]."""
 
   w1: Array
   w2: Array
@@ -61,13 +71,13 @@ class State(NamedTuple):
   s2: Array
 
 
-def state(shape: shapes.Shape, states: shapes.State) -> State:
-  """Returns kernels' states [I, N, ...] as matrices."""
+def matrices(shape: shapes.Shape, states: shapes.State) -> Matrices:
+  """Returns kernels' states [I, N, ...], without rests."""
 
   def matrix(x):
     return x.reshape(*x.shape[:2], shape.hidden, shape.width)
 
-  return State(*map(matrix, (*states.weights, *states.momentum)))
+  return Matrices(*map(matrix, (*states.weights, *states.momentum)))
 
 
 class Chunk(NamedTuple):
@@ -92,79 +102,73 @@ def chunk(shape: shapes.Shape, chunks: chunk_lib.Prepared, params) -> Chunk:
   )
 
 
-def learn(shape: shapes.Shape, before: State, own: Chunk) -> Learned:
+def learn(shape: shapes.Shape, before: Matrices, own: Chunk) -> Learned:
   """Returns what is learned from, at the weights before the chunk."""
-  products = _Products(shape)
-  z = first_layer(shape, before, own.keys).astype(jnp.float32)
+  z = first_layer(shape, before, own).astype(jnp.float32)
   slopes, curvatures = jax.jvp(networks.gelu_slope, (z,), (jnp.ones_like(z),))
   acts, slopes, curvatures = _rounded(
       shape.dtype, networks.ACTIVATIONS["gelu"](z), slopes, curvatures
   )
-  f = products.tokens(acts, before.w2)
-  deltas, _ = gradient(f, own.keys, own.values, own.gain)
-  back = products.units(before.w2, deltas).astype(jnp.float32)
+  f = _tokens(shape.dtype, acts, before.w2)
+  delta_2 = gradient(f, own)
+  back = _units(shape.dtype, before.w2, delta_2).astype(jnp.float32)
   bends, delta_1 = _rounded(shape.dtype, curvatures * back, slopes * back)
-  return Learned(acts, slopes, bends, f, deltas, delta_1)
+  return Learned(Seen(acts, delta_1, delta_2), slopes, bends, f)
 
 
-def first_layer(shape: shapes.Shape, before: State, keys: Array) -> Array:
-  """Returns W_1 keys^T, [I, N, hidden, b]."""
-  return _Products(shape).units(before.w1, keys)
+def first_layer(shape: shapes.Shape, before: Matrices, own: Chunk) -> Array:
+  """Returns Z = W_1 K^T, [I, N, hidden, b]."""
+  return _units(shape.dtype, before.w1, own.keys)
 
 
-def gradient(f: Array, keys, values, gain) -> tuple[Array, Array]:
-  """Returns the loss's gradient by f(k), Delta_2, and the losses [I, N, b]."""
-  error = keys - values + gain * networks.layer_norm(f)
-  losses = jnp.sum(error * error, axis=-1)
-  return networks.layer_norm_back(f, 2 * gain * error), losses
+def gradient(f: Array, own: Chunk) -> Array:
+  """Returns the loss's gradient by f(k), Delta_2."""
+  return networks.layer_norm_back(f, by_norm(networks.layer_norm(f), own))
+
+
+def by_norm(y: Array, own: Chunk) -> Array:
+  """Returns the loss's gradient by y = LN(f(k))."""
+  return 2 * own.gain * (own.keys - own.values + own.gain * y)
 
 
 def read(
-    shape: shapes.Shape,
-    before: State,
-    acts: Array,
-    delta_1: Array,
-    deltas: Array,
-    own: Chunk,
+    shape: shapes.Shape, before: Matrices, seen: Seen, own: Chunk
 ) -> Array:
   """Returns the queries' outputs, [I, N, b, D]."""
-  products = _Products(shape)
+  product = functools.partial(_product, shape.dtype)
+  units = functools.partial(_units, shape.dtype)
+  tokens = functools.partial(_tokens, shape.dtype)
   first, second = own.gates
+  scores = product("inqd,inkd->inqk", jnp.float32, own.queries, own.keys)
   x = [
-      products.units(before.w1, first.weights * own.queries),
-      products.units(before.s1, first.momentum * own.queries),
-      products(
+      units(before.w1, first.weights * own.queries),
+      units(before.s1, first.momentum * own.queries),
+      product(
           "inhk,inqk->inhq",
-          delta_1,
-          -first.gradients
-          * products("inqd,inkd->inqk", own.queries, own.keys, jnp.float32),
+          shape.dtype,
+          seen.delta_1,
+          -first.gradients * scores,
       ),
   ]
   reads = _gelu_of_sum(*x)
-  alike = products("inhq,inhk->inqk", reads, acts, jnp.float32)
-  f = second.weights * products.tokens(reads, before.w2)
-  f += second.momentum * products.tokens(reads, before.s2)
-  f += products(
-      "inqk,inkd->inqd", -second.gradients * alike, deltas, jnp.float32
+  scores = product("inhq,inhk->inqk", jnp.float32, reads, seen.acts)
+  f = second.weights * tokens(reads, before.w2)
+  f += second.momentum * tokens(reads, before.s2)
+  f += product(
+      "inqk,inkd->inqd", jnp.float32, -second.gradients * scores, seen.delta_2
   )
   return own.queries + own.gain * networks.layer_norm(f)
 
 
 def update(
-    shape: shapes.Shape,
-    before: State,
-    acts: Array,
-    delta_1: Array,
-    deltas: Array,
-    keys: Array,
-    gates: Any,
-) -> State:
+    shape: shapes.Shape, before: Matrices, seen: Seen, own: Chunk
+) -> Matrices:
   """Returns the state behind the chunk."""
 
   def layer(w, s, c, left, right):
     def change(factors):
       rows = -jnp.swapaxes(factors, -1, -2) * right
-      x = _Products(shape)("inhb,inbd->inhd", left, rows)
+      x = _product(shape.dtype, "inhb,inbd->inhd", shape.dtype, left, rows)
       return x.astype(jnp.float32)
 
     new = (
@@ -173,10 +177,10 @@ def update(
     )
     return [x.astype(shape.dtype) for x in new]
 
-  first, second = gates
-  w1, s1 = layer(before.w1, before.s1, first, delta_1, keys)
-  w2, s2 = layer(before.w2, before.s2, second, acts, deltas)
-  return State(w1, w2, s1, s2)
+  first, second = own.gates
+  w1, s1 = layer(before.w1, before.s1, first, seen.delta_1, own.keys)
+  w2, s2 = layer(before.w2, before.s2, second, seen.acts, seen.delta_2)
+  return Matrices(w1, w2, s1, s2)
 
 
 @jax.custom_vjp
@@ -206,23 +210,14 @@ def _rounded(dtype, *xs: Array) -> tuple[Array, ...]:
   return jax.lax.optimization_barrier(tuple(x.astype(dtype) for x in xs))
 
 
-class _Products:
-  """Products of operands in the kernels' dtype."""
+def _units(dtype, matrix: Array, rows: Array) -> Array:
+  """Returns [hidden, D] times [b, D], hidden units by tokens."""
+  return _product(dtype, "inhd,inbd->inhb", dtype, matrix, rows)
 
-  def __init__(self, shape: shapes.Shape):
-    self._dtype = shape.dtype
 
-  def __call__(self, subscripts: str, left, right, out=None) -> Array:
-    """Returns an einsum in `out`, by default the operands' dtype."""
-    return _product(self._dtype, subscripts, out or self._dtype, left, right)
-
-  def units(self, matrix: Array, rows: Array) -> Array:
-    """Returns [hidden, D] times [b, D], hidden units by tokens."""
-    return self("inhd,inbd->inhb", matrix, rows)
-
-  def tokens(self, units: Array, matrix: Array) -> Array:
-    """Returns the sum over hidden units, float32 [b, D]."""
-    return self("inhb,inhd->inbd", units, matrix, jnp.float32)
+def _tokens(dtype, units: Array, matrix: Array) -> Array:
+  """Returns the sum over hidden units, float32 [b, D]."""
+  return _product(dtype, "inhb,inhd->inbd", jnp.float32, units, matrix)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -56,14 +56,13 @@ def scan(
   cut = _cut(carry, chunks, group)
   call = _Call(jnp.dtype(dtype), hidden, *cut, interpret)
   chunks = _close(_pad(chunks, -steps % call.span))
-  starts = chunks.resets
+  starts, initial = chunks.resets, None
   if starts is not None:
     starts = starts.reshape(chunks.keys.shape[:3])
-    constants = constants._replace(
-        initial=jax.tree.map(
-            lambda x, y: jnp.broadcast_to(x, y.shape), constants.initial, carry
-        )
+    initial = jax.tree.map(
+        lambda x, y: jnp.broadcast_to(x, y.shape), constants.initial, carry
     )
+  constants = constants._replace(initial=initial)
   chunks = chunks._replace(resets=None)
   carry, ys = _scan(call, carry, chunks, constants, starts)
   return carry, jax.tree.map(lambda y: y[:, :, :steps], ys)
@@ -182,7 +181,7 @@ def _scan_fwd(call, carry, chunks, constants, starts):
 def _scan_bwd(call, saved, cotangents):
   """Goes through spans of chunks in reverse."""
   kept, like, chunks, constants, starts = saved
-  d_last, d_ys = cotangents
+  d_last, (d_outputs, _) = cotangents
   batch, heads, steps = chunks.keys.shape[:3]
   # Where a document starts behind a chunk nothing of its state goes on.
   ends = starts
@@ -198,7 +197,7 @@ def _scan_bwd(call, saved, cotangents):
     span = _Span(
         jax.tree.map(lambda x: part(x, 1, call.span // call.kept), kept),
         *jax.tree.map(
-            lambda x: part(x, 2, call.span), (chunks, d_ys, starts, ends)
+            lambda x: part(x, 2, call.span), (chunks, d_outputs, starts, ends)
         ),
     )
     d_before, d_chunks, own = _through(call, span, constants, d_after)
@@ -232,14 +231,14 @@ class _Span(NamedTuple):
   Attributes:
     kept: states, leaves [I, n / kept, ...].
     chunks: leaves [B, H, n, ...].
-    d_ys: cotangents of their outputs and losses.
+    d_outputs: cotangents of their outputs; losses are constants to derivatives.
     starts: bool [B, H, n], or None.
     ends: whether a document starts behind the chunk, likewise.
   """
 
   kept: shapes.State
   chunks: chunk_lib.Prepared
-  d_ys: Any
+  d_outputs: Array
   starts: Array | None
   ends: Array | None
 
@@ -255,55 +254,39 @@ def _through(call, span, constants, d_after):
   own, vjp_own = jax.vjp(
       functools.partial(chunkwise.chunk, shape), span.chunks, constants.params
   )
-  before = chunkwise.state(shape, states)
+  before = chunkwise.matrices(shape, states)
   learned = chunkwise.learn(shape, before, own)
-  seen = learned.acts, learned.delta_1, learned.deltas
-  d_outputs, d_losses = map(functools.partial(shapes.flat, shape), span.d_ys)
-  d_losses = d_losses[:, :, 0]
-
-  _, vjp = jax.vjp(functools.partial(chunkwise.read, shape), before, *seen, own)
-  direct, *d_seen, d_own = vjp(d_outputs)
-  d_before, d_states, d_z, d_deltas = backward.run(
-      shape,
-      d_after,
-      backward.linearize(
-          shape, own, before, learned, direct, d_seen, d_losses, span.ends
-      ),
-      call.interpret,
+  seen = learned.seen
+  _, vjp_read = jax.vjp(
+      functools.partial(chunkwise.read, shape), before, seen, own
   )
+  direct, d_seen, d_own = vjp_read(shapes.flat(shape, span.d_outputs))
 
-  def by_update(keys, gates):
-    return chunkwise.update(shape, before, *seen, keys, gates)
-
-  _, vjp = jax.vjp(by_update, own.keys, own.gates)
-  d_keys, d_gates = vjp(chunkwise.state(shape, d_states))
-  if span.ends is not None:
+  def going_on(own):
+    """Lets nothing of the state behind a chunk come from it where it ends."""
+    if span.ends is None:
+      return own
     ends = shapes.flat(shape, span.ends)[..., None, None]
-    d_keys, d_gates = jax.tree.map(
-        lambda x: jnp.where(ends, 0, x), (d_keys, d_gates)
+    gates = jax.tree.map(lambda x: jnp.where(ends, 0, x), own.gates)
+    return own._replace(gates=gates)
+
+  linear = backward.prepare(
+      shape, going_on(own), before, learned, direct, d_seen
+  )
+  d_before, d_states, d_z, d_delta_2 = backward.run(
+      shape, d_after, linear, call.interpret
+  )
+
+  def rest(own):
+    return (
+        chunkwise.update(shape, before, seen, going_on(own)),
+        chunkwise.gradient(learned.f, own),
+        chunkwise.first_layer(shape, before, own),
     )
-  _, vjp = jax.vjp(
-      functools.partial(chunkwise.gradient, learned.f),
-      own.keys,
-      own.values,
-      own.gain,
-  )
-  more_keys, d_values, d_gain = vjp((d_deltas, d_losses))
-  _, vjp = jax.vjp(
-      functools.partial(chunkwise.first_layer, shape, before), own.keys
-  )
-  d_own = jax.tree.map(
-      jnp.add,
-      d_own,
-      chunkwise.Chunk(
-          d_keys + more_keys + vjp(d_z)[0],
-          d_values,
-          jnp.zeros_like(own.queries),
-          d_gates,
-          d_gain,
-      ),
-  )
-  d_chunks, d_params = vjp_own(d_own)
+
+  _, vjp_rest = jax.vjp(rest, own)
+  (d_rest,) = vjp_rest((chunkwise.matrices(shape, d_states), d_delta_2, d_z))
+  d_chunks, d_params = vjp_own(jax.tree.map(jnp.add, d_own, d_rest))
   d_initial = None
   if span.ends is not None:
     d_initial = _of_ends(shape, span.ends, d_states, constants.initial)
@@ -313,12 +296,17 @@ def _through(call, span, constants, d_after):
 
 def _of_ends(shape, ends, d_states, like):
   """Returns the sum of cotangents of states that another document starts from."""
-  (lead, ends), flat = (ends.shape[:2], ends), shapes.flat(shape, ends)
 
   def total(x):
-    return jnp.einsum("in,in...->i...", flat.astype(x.dtype), x)
+    return jnp.einsum(
+        "in,in...->i...",
+        shapes.flat(shape, ends).astype(x.dtype),
+        x,
+        precision="highest" if x.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.float32,
+    )
 
-  return shapes.unpack(jax.tree.map(total, d_states), lead, like)
+  return shapes.unpack(jax.tree.map(total, d_states), ends.shape[:2], like)
 
 
 def _states(call, span, constants) -> shapes.State:

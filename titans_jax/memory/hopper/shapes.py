@@ -151,7 +151,7 @@ def rows_of_tokens(shape: Shape, rows: Sequence[Array]) -> Array:
 
   Args:
     shape: sizes.
-    rows: each of [B, H, N, b, 1] or [B, H, N, 1, b].
+    rows: each of [B, H, N, b] or [I, N, b], with axes of one anywhere.
   """
   lead = shape.instances, shape.chunks, shape.chunk
   x = jnp.stack([row.reshape(lead) for row in rows], axis=2)
@@ -164,7 +164,7 @@ def ends(shape: Shape, gates: Any) -> Array:
 
   Args:
     shape: sizes.
-    gates: coefficients of both layers, leaves [B, H, N, ...].
+    gates: coefficients of both layers, leaves [B, H, N, ...] or [I, N, ...].
   """
   lead = shape.instances, shape.chunks
   last = [

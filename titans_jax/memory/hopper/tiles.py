@@ -71,7 +71,7 @@ def load(ref, axis: int | None = None) -> Array:
 
 
 def store(ref, x: Array) -> None:
-  """Writes [64, n] to main memory, where half of a sector is written at once."""
+  """Writes [64, n] to main memory, also of numbers that fill half of a sector."""
   if hasattr(plgpu, "store"):
     plgpu.store(ref, x, optimized=False)
   else:  # jax 0.11, of which every store is such a one.
