@@ -329,12 +329,12 @@ class CompiledTest(_Compiled):
     self.check_spills("h200", dim, chunk)
 
   @parameterized.parameters(("pallas", True), ("auto", True), ("xla", False))
-  def test_through_the_scan(self, implementation, expected):
+  def test_through_the_scan_and_back(self, implementation, expected):
     problem = _problems.Problem(
-        64,
+        16,
         16,
         depth=2,
-        hidden=256,
+        hidden=64,
         batch=1,
         heads=2,
         length=32,
@@ -346,9 +346,15 @@ class CompiledTest(_Compiled):
       inputs = jax.eval_shape(problem.inputs)
       with _aot_gpu.tracing_for("h200") as sharding:
         scan = functools.partial(problem.scan, implementation)
-        jitted = jax.jit(scan, in_shardings=sharding, out_shardings=sharding)
-        text = jitted.lower(inputs).compile().as_text()
-    self.assertEqual("mosaic_gpu" in text, expected)
+        results = jax.eval_shape(scan, inputs)
+
+        def back(inputs, cotangents):
+          return jax.vjp(scan, inputs)[1](cotangents)
+
+        jitted = jax.jit(back, in_shardings=sharding, out_shardings=sharding)
+        text = jitted.lower(inputs, results).compile().as_text()
+    for name in ("fused_memory_scan_keeping", "fused_memory_scan_backward"):
+      self.assertEqual(name in text, expected, name)
 
   def test_other_gpus_have_no_kernel(self):
     with _aot_gpu.tracing_for("a100"):
