@@ -135,15 +135,17 @@ def read(
     shape: shapes.Shape, before: Matrices, seen: Seen, own: Chunk
 ) -> Array:
   """Returns the queries' outputs, [I, N, b, D]."""
-  product = functools.partial(_product, shape.dtype)
   units = functools.partial(_units, shape.dtype)
   tokens = functools.partial(_tokens, shape.dtype)
   first, second = own.gates
-  scores = product("inqd,inkd->inqk", jnp.float32, own.queries, own.keys)
+  scores = product(
+      shape.dtype, "inqd,inkd->inqk", jnp.float32, own.queries, own.keys
+  )
   x = [
       units(before.w1, first.weights * own.queries),
       units(before.s1, first.momentum * own.queries),
       product(
+          shape.dtype,
           "inhk,inqk->inhq",
           shape.dtype,
           seen.delta_1,
@@ -151,11 +153,17 @@ def read(
       ),
   ]
   reads = _gelu_of_sum(*x)
-  scores = product("inhq,inhk->inqk", jnp.float32, reads, seen.acts)
+  scores = product(
+      shape.dtype, "inhq,inhk->inqk", jnp.float32, reads, seen.acts
+  )
   f = second.weights * tokens(reads, before.w2)
   f += second.momentum * tokens(reads, before.s2)
   f += product(
-      "inqk,inkd->inqd", jnp.float32, -second.gradients * scores, seen.delta_2
+      shape.dtype,
+      "inqk,inkd->inqd",
+      jnp.float32,
+      -second.gradients * scores,
+      seen.delta_2,
   )
   return own.queries + own.gain * networks.layer_norm(f)
 
@@ -168,7 +176,7 @@ def update(
   def layer(w, s, c, left, right):
     def change(factors):
       rows = -jnp.swapaxes(factors, -1, -2) * right
-      x = _product(shape.dtype, "inhb,inbd->inhd", shape.dtype, left, rows)
+      x = product(shape.dtype, "inhb,inbd->inhd", shape.dtype, left, rows)
       return x.astype(jnp.float32)
 
     new = (
@@ -212,16 +220,16 @@ def _rounded(dtype, *xs: Array) -> tuple[Array, ...]:
 
 def _units(dtype, matrix: Array, rows: Array) -> Array:
   """Returns [hidden, D] times [b, D], hidden units by tokens."""
-  return _product(dtype, "inhd,inbd->inhb", dtype, matrix, rows)
+  return product(dtype, "inhd,inbd->inhb", dtype, matrix, rows)
 
 
 def _tokens(dtype, units: Array, matrix: Array) -> Array:
   """Returns the sum over hidden units, float32 [b, D]."""
-  return _product(dtype, "inhb,inhd->inbd", jnp.float32, units, matrix)
+  return product(dtype, "inhb,inhd->inbd", jnp.float32, units, matrix)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _product(dtype, subscripts: str, out, left: Array, right: Array) -> Array:
+def product(dtype, subscripts: str, out, left: Array, right: Array) -> Array:
   """Returns an einsum in `out` of operands in `dtype`, summed up in float32.
 
   Its derivatives are such products, in the dtypes of the operands as they came.
@@ -236,7 +244,7 @@ def _product(dtype, subscripts: str, out, left: Array, right: Array) -> Array:
 
 
 def _product_fwd(dtype, subscripts, out, left, right):
-  return _product(dtype, subscripts, out, left, right), (left, right)
+  return product(dtype, subscripts, out, left, right), (left, right)
 
 
 def _product_bwd(dtype, subscripts, out, operands, d_result):
@@ -245,13 +253,14 @@ def _product_bwd(dtype, subscripts, out, operands, d_result):
   names, result = subscripts.split("->")
   names_l, names_r = names.split(",")
 
-  def product(subscripts, out, *operands):
-    return _product(dtype, subscripts, out, *operands)
-
   return (
-      product(f"{result},{names_r}->{names_l}", left.dtype, d_result, right),
-      product(f"{names_l},{result}->{names_r}", right.dtype, left, d_result),
+      product(
+          dtype, f"{result},{names_r}->{names_l}", left.dtype, d_result, right
+      ),
+      product(
+          dtype, f"{names_l},{result}->{names_r}", right.dtype, left, d_result
+      ),
   )
 
 
-_product.defvjp(_product_fwd, _product_bwd)
+product.defvjp(_product_fwd, _product_bwd)

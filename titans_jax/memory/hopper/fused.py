@@ -127,9 +127,7 @@ def choose_span(shape: shapes.Shape, kept: int) -> int:
   most = _SPAN_BYTES // (shape.dtype.itemsize * shape.instances * numbers)
   groups, most = -(-shape.chunks // kept), max(most // kept, 1)
   spans = -(-groups // most)
-  if shape.chunks % kept == 0:
-    even = [n for n in range(spans, 2 * spans) if groups % n == 0]
-    spans = even[0] if even else spans
+  spans = next((n for n in range(spans, 2 * spans) if groups % n == 0), spans)
   return -(-groups // spans) * kept
 
 
@@ -296,14 +294,11 @@ def _through(call, span, constants, d_after):
 
 def _of_ends(shape, ends, d_states, like):
   """Returns the sum of cotangents of states that another document starts from."""
+  weights = shapes.flat(shape, ends)
 
   def total(x):
-    return jnp.einsum(
-        "in,in...->i...",
-        shapes.flat(shape, ends).astype(x.dtype),
-        x,
-        precision="highest" if x.dtype == jnp.float32 else None,
-        preferred_element_type=jnp.float32,
+    return chunkwise.product(
+        shape.dtype, "in,in...->i...", jnp.float32, weights, x
     )
 
   return shapes.unpack(jax.tree.map(total, d_states), ends.shape[:2], like)
