@@ -109,6 +109,7 @@ class Case:
     chunk: b.
     heads: H.
     group: chunks between states that are kept; None: as the kernel chooses.
+    max_grad_norm: as in `memory.scan`.
   """
 
   target: str
@@ -117,6 +118,7 @@ class Case:
   chunk: int
   heads: int
   group: int | None = None
+  max_grad_norm: float | None = None
 
 
 def why_not() -> str | None:
@@ -190,13 +192,13 @@ def compile_case(case: Case) -> dict[str, Any]:
       _aot.Case("v4", case.head_dim, case.hidden, case.chunk, case.heads)
   )
   carry, chunks, constants = arguments
-  options = step.options
+  options = dataclasses.replace(
+      step.options, max_grad_norm=case.max_grad_norm
+  )
 
   def run(carry, chunks, constants):
     chunks = chunk_lib.with_coefficients(chunks)
-    return hopper.scan(
-        options.dtype, carry, chunks, constants, group=case.group
-    )
+    return hopper.scan(options, carry, chunks, constants, group=case.group)
 
   def run_both(carry, chunks, constants, cotangents):
     results, vjp = jax.vjp(run, carry, chunks, constants)

@@ -59,6 +59,7 @@ class Problem:
     heads: H.
     length: T.
     momentum: whether the rule has momentum.
+    max_grad_norm: as in `memory.scan`.
     mask: whether some tokens are padding, at random places.
     packed: as in `memory.scan`.
     documents: whether another document starts half way, with a chunk.
@@ -74,6 +75,7 @@ class Problem:
   heads: int
   length: int
   momentum: bool = True
+  max_grad_norm: float | None = None
   mask: bool = False
   packed: bool = False
   documents: bool = False
@@ -151,6 +153,7 @@ class Problem:
         mask=mask,
         resets=resets,
         packed=self.packed,
+        max_grad_norm=self.max_grad_norm,
         dtype=None if implementation == "reference" else self.dtype,
         implementation=implementation,
     )

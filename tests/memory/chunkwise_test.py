@@ -55,7 +55,7 @@ def draw():
   return chunks, before, {"gain": 1 + 0.3 * normal(1, HEADS, DIM)}
 
 
-def shape(dtype):
+def shape(dtype, max_grad_norm=None):
   return shapes.Shape(
       instances=BATCH * HEADS,
       chunks=CHUNKS,
@@ -63,21 +63,23 @@ def shape(dtype):
       width=DIM,
       hidden=HIDDEN,
       dtype=jnp.dtype(dtype),
+      max_grad_norm=max_grad_norm,
   )
 
 
-def by_parts(dtype, chunks, before, params):
+def by_parts(max_grad_norm, chunks, before, params):
   """Returns outputs [B, H, N, b, D] and the states behind."""
-  own = chunkwise.chunk(shape(dtype), chunks, params)
-  seen = chunkwise.learn(shape(dtype), before, own).seen
-  outputs = chunkwise.read(shape(dtype), before, seen, own)
-  after = chunkwise.update(shape(dtype), before, seen, own)
+  sizes = shape("float32", max_grad_norm)
+  own = chunkwise.chunk(sizes, chunks, params)
+  seen = chunkwise.learn(sizes, before, own).seen
+  outputs = chunkwise.read(sizes, before, seen, own)
+  after = chunkwise.update(sizes, before, seen, own)
   return outputs.reshape(chunks.keys.shape), after
 
 
-def by_step(chunks, before, params):
+def by_step(max_grad_norm, chunks, before, params):
   """Returns the same by `chunk.step`."""
-  options = chunk_lib.Rule(memory.MLP())
+  options = chunk_lib.Rule(memory.MLP(), max_grad_norm=max_grad_norm)
 
   def one(before, chunk, params):
     w1, w2, s1, s2 = (x.T for x in before)
@@ -100,9 +102,9 @@ def by_step(chunks, before, params):
   )
 
 
-def with_gradients(fn, *arrays):
+def with_gradients(fn, max_grad_norm, *arrays):
   def objective(arrays):
-    outputs, after = fn(*arrays)
+    outputs, after = fn(max_grad_norm, *arrays)
     total = jnp.sum(jnp.sin(outputs))
     total += sum(jnp.sum(jnp.cos(x.astype(jnp.float32))) for x in after)
     return total, (outputs, after)
@@ -116,10 +118,12 @@ class ChunkwiseTest(parameterized.TestCase):
     super().setUp()
     self.enter_context(jax.enable_x64(False))
 
-  def test_equals_the_step(self):
+  @parameterized.parameters(None, 4.0)
+  def test_equals_the_step(self, max_grad_norm):
     arrays = draw()
-    actual = with_gradients(functools.partial(by_parts, "float32"), *arrays)
-    testing.assert_close(actual, with_gradients(by_step, *arrays), 2e-5)
+    actual = with_gradients(by_parts, max_grad_norm, *arrays)
+    expected = with_gradients(by_step, max_grad_norm, *arrays)
+    testing.assert_close(actual, expected, 2e-5)
 
   def test_rounds_activations_and_their_cotangents(self):
     chunks, before, params = draw()
@@ -136,5 +140,5 @@ class ChunkwiseTest(parameterized.TestCase):
     for x in (outputs, seen.delta_2, d_seen.delta_2, *jax.tree.leaves(d_own)):
       self.assertEqual(x.dtype, jnp.float32)
     # A number's eight bits, of products whose operands have them.
-    exact, _ = by_step(chunks, before, params)
+    exact, _ = by_step(None, chunks, before, params)
     testing.assert_close(outputs.reshape(exact.shape), exact, 0.02)

@@ -48,8 +48,9 @@ def interpreted(test):
 
   def run(step, carry, prepared, constants, *, group, interpret):
     del interpret
+    options = step.options
     return hopper.scan(
-        step.options.dtype or jnp.float32,
+        dataclasses.replace(options, dtype=options.dtype or jnp.float32),
         carry,
         chunk_lib.with_coefficients(prepared),
         constants,
@@ -91,6 +92,26 @@ class InterpretedTest(parameterized.TestCase):
               "checkpoint_every": 2,
               "resets": [(0, 16), (1, 0), (1, 32)],
           },
+      ),
+      # Some gradients of the first layer below the bound, all of the second above.
+      ("bounded", 8, 2**32, {"length": 40, "mask": True, "max_grad_norm": 9.0}),
+      (
+          "bounded_wide",
+          4,
+          2**32,
+          {
+              "length": 32,
+              "dim": 64,
+              "max_grad_norm": 20.0,
+              "resets": [(0, 16)],
+          },
+      ),
+      # Some of the second below it, all of the first.
+      (
+          "second_layer_bounded_kept_in_groups",
+          8,
+          1,
+          {"length": 64, "max_grad_norm": 90.0, "checkpoint_every": 2},
       ),
       (
           "documents_spans_of_one",
@@ -224,7 +245,6 @@ class WhyNotTest(parameterized.TestCase):
   @parameterized.parameters(
       ({"depth": 3}, {}, "not for MLP.depth=3"),
       ({"activation": "silu"}, {}, "silu"),
-      ({}, {"max_grad_norm": 1.0}, "no max_grad_norm"),
       ({}, {"momentum": False}, "without momentum"),
   )
   def test_rules(self, net, options, message):

@@ -216,12 +216,15 @@ def _clip(inputs: Array, deltas: Array, bound: float) -> Array:
   def square(x):
     return jnp.sum(x * x, axis=-1, keepdims=True)
 
-  norm = square(inputs) * square(deltas)
+  return deltas * scale_to_bound(square(inputs) * square(deltas), bound)
+
+
+def scale_to_bound(square: Array, bound: float) -> Array:
+  """Returns min(1, bound / norm) of squared norms."""
   # The root and the division only ever see values above the bound, so that
   # their derivatives stay finite for a token without gradient.
-  above = norm > bound * bound
-  scale = jnp.where(above, bound * jax.lax.rsqrt(jnp.where(above, norm, 1)), 1)
-  return deltas * scale
+  above = square > bound * bound
+  return jnp.where(above, bound * jax.lax.rsqrt(jnp.where(above, square, 1)), 1)
 
 
 def _weigh(gradients: Array, scores: Array, deltas: Array, dtype) -> Array:

@@ -30,6 +30,17 @@ and R, dZ and dDelta_2 come out, from which XLA makes the rest. Where a document
 behind a chunk, (P, R) are of what that starts from, and the chunk's coefficients zero.
 
 P is held as W is, R as S.
+
+With a bound c on |a| |delta|, delta' = s delta is read and learned in delta's place,
+and where s = c / (|a| |delta|) is below one
+
+    d delta = y - delta <delta, y> / |delta|^2,         y = s d delta',
+    d a     = -<delta, y> a / |a|^2                     in addition.
+
+So the rows of g and n have s in them, and what the reads add to d delta' too. Of the
+second layer all that is of whole rows; of the first <delta, y> is <delta_2, V> with
+V = (y * gelu'(Z))^T W_2, which the first warpgroup has in any case: dU is corrected
+after it.
 """
 
 from __future__ import annotations
@@ -50,8 +61,23 @@ from titans_jax.memory.hopper import tiles
 Array = jax.Array
 
 # Rows of the numbers per token of a chunk, in `Chunks.tokens`: -g and -n of both
-# layers, one over the deviation of f(k), and that times mean(LN(f(k)) v).
-_G_2, _N_2, _G_1, _N_1, _SCALE, _ALONG = range(6)
+# layers, one over the deviation of f(k), and that times mean(LN(f(k)) v). With a
+# bound, where it acts: s / |delta_1'|^2, 1 / |delta_2|^2, 1 / |a|^2 of the second
+# layer. Of the first and the last the kernel makes what they are taken for, the
+# factors of delta_1' and of a.
+_G_2, _N_2, _G_1, _N_1, _SCALE, _ALONG, _DELTA_1, _DELTA_2, _ACTS = range(9)
+
+
+class Bounded(NamedTuple):
+  """What is read for the sake of a bound.
+
+  Attributes:
+    delta_1: delta_1', [I, N, hidden / 64, 64, b].
+    back: (delta_1' * gelu'(Z))^T W_2, [I, N, 64, D].
+  """
+
+  delta_1: Array
+  back: Array
 
 
 class Chunks(NamedTuple):
@@ -70,10 +96,11 @@ class Chunks(NamedTuple):
     d_acts: what they add to that of gelu(Z), [I, N, hidden / 64, 64, b].
     d_delta_1: to that of Delta_1, likewise.
     d_deltas: to that of delta_2, [I, N, 64, D].
-    tokens: float32 [I, N, 8, 64], a coefficient per row, a token per column.
+    tokens: float32 [I, N, 8 or 16, 64], a coefficient per row, a token per column.
     ends: float32 [I, N, 6], last beta, f and m of each layer.
     gain: float32 [I, D].
     zero: int32 [1].
+    bounded: None without a bound.
   """
 
   keys: Array
@@ -91,12 +118,14 @@ class Chunks(NamedTuple):
   ends: Array
   gain: Array
   zero: Array
+  bounded: Bounded | None
 
 
 def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
   """What a warpgroup does for one head."""
   last, chunks = inputs
-  first, after, d_z, d_deltas_out = results
+  first, after, d_z, d_deltas_out, *on_deltas = results
+  bounded = chunks.bounded
   buffers, barriers = scratch
   (weights, momentum), layer_2, acts = (
       buffers.state,
@@ -150,6 +179,52 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
   def added(x, more):
     return tiles.columns(lambda x, y: x + y.astype(jnp.float32), x, more)
 
+  def inner(x, y):
+    """Returns the inner products of rows, [64]."""
+    times = lambda x, y: x * y.astype(jnp.float32)
+    return jnp.sum(tiles.columns(times, x, y), axis=1)
+
+  def less(x, factors, y):
+    """Returns x less rows of y, each times a factor."""
+
+    def strip(x, y):
+      return x - tiles.per_row(factors, x.shape[1]) * y.astype(jnp.float32)
+
+    return tiles.columns(strip, x, y)
+
+  def bound(x, bend, n, t):
+    """Takes from dA, from dDelta_1 * bends and from dU what the bounds do."""
+
+    def strip(x, bend, du, act, delta, bends, slope, of_act, of_delta):
+      wide = lambda x: x.astype(jnp.float32)
+      delta = of_delta * wide(delta)
+      return (
+          x - of_act * wide(act),
+          (wide(bend) - delta * wide(bends)).astype(dtype),
+          (wide(du) - delta * wide(slope)).astype(dtype),
+      )
+
+    x, bend, du = tiles.columns(
+        strip,
+        x,
+        bend,
+        acts[t + zero(), :, :size],
+        *(
+            each.at[*here(n), t]
+            for each in (
+                chunks.acts,
+                bounded.delta_1,
+                chunks.bends,
+                chunks.slopes,
+            )
+        ),
+        of_tokens(_ACTS),
+        of_tokens(_DELTA_1),
+    )
+    acts[t + zero(), :, :size] = du
+    tiles.plgpu.commit_smem()
+    return x, bend
+
   def update(layer, i, n, rests, change):
     """Writes a tile's next P and R, given P's change; returns P's rests."""
     beta, f, m = (
@@ -196,7 +271,13 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
         of_layer.append(
             tiles.per_row(tokens[row], width) * over_units(acts, right)
         )
-      back[zero()] = (of_layer[0] + of_layer[1]).astype(dtype)
+      d_deltas = of_layer[0] + of_layer[1]
+      if bounded is not None:
+        d_deltas = added(d_deltas, chunks.d_deltas.at[*here(n)])
+        on_delta = inner(d_deltas, deltas[zero()])
+        d_deltas = less(d_deltas, on_delta * tokens[_DELTA_2], deltas[zero()])
+        tokens[_ACTS] = on_delta * tokens[_ACTS]
+      back[zero()] = d_deltas.astype(dtype)
 
     head.sync()
 
@@ -220,8 +301,16 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     @head.leads
     def _():
       # dDelta_2 and dF, as the derivative of `networks.layer_norm_back` has it.
-      d_deltas = back[zero()].astype(jnp.float32) + over_units(acts, layer_2)
-      d_deltas = added(d_deltas, chunks.d_deltas.at[*here(n)])
+      d_deltas = over_units(acts, layer_2)
+      if bounded is not None:
+        on_delta_1 = inner(d_deltas, deltas[zero()])
+        on_deltas[0][instance, n + zero()] = on_delta_1
+        factor = on_delta_1 * tokens[_DELTA_1]
+        tokens[_DELTA_1] = factor
+        d_deltas = less(d_deltas, factor, bounded.back.at[*here(n)])
+      d_deltas = back[zero()].astype(jnp.float32) + d_deltas
+      if bounded is None:
+        d_deltas = added(d_deltas, chunks.d_deltas.at[*here(n)])
       tiles.store(d_deltas_out.at[*here(n)], d_deltas.astype(dtype))
       y = chunks.normal.at[*here(n)]
       gain = tiles.load(chunks.gain.at[instance + zero()], 1)
@@ -275,14 +364,18 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
       x = over_tokens((weights[1], momentum[1]), t, deltas, (_G_2, _N_2))
       z0 = zero()
       x += product(layer_2.at[t + z0], tiles.turned(back.at[z0, :size]))  # dA
+      x = added(x, chunks.d_acts.at[*here(n), t])
+      bend = bends[i]
+      if bounded is not None:
+        x, bend = bound(x, bend, n, t)
       (dz,) = tiles.packed(
           tiles.columns(
               lambda x, slope, bend: (
                   x * slope.astype(jnp.float32) + bend.astype(jnp.float32)
               ).astype(dtype),
-              added(x, chunks.d_acts.at[*here(n), t]),
+              x,
               chunks.slopes.at[*here(n), t],
-              bends[i],
+              bend,
           )
       )
       tiles.store(d_z.at[*here(n), t], dz)
@@ -352,8 +445,12 @@ def _buffers(shape: shapes.Shape) -> _Buffers:
       keys=tokens,
       deltas=tokens,
       back=tokens,
-      tokens=tiles.plgpu.SMEM((8, tiles.TILE), jnp.float32),
+      tokens=tiles.plgpu.SMEM((_rows(shape), tiles.TILE), jnp.float32),
   )
+
+
+def _rows(shape: shapes.Shape) -> int:
+  return 8 if shape.max_grad_norm is None else 16
 
 
 def shared_bytes(shape: shapes.Shape) -> int:
@@ -373,7 +470,8 @@ def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
   Returns:
     Those of the first state; of the states behind every chunk, leaves [I, N, ...]
     and without a rest, also where a document starts there; of Z, [I, N, hidden,
-    b]; and of Delta_2, float32 [I, N, b, D].
+    b]; of Delta_2, float32 [I, N, b, D]; and, with a bound, <delta, y> of the first
+    layer, float32 [I, N, b].
   """
   lead = (shape.instances,)
   barrier = tiles.plgpu.Barrier
@@ -382,7 +480,11 @@ def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
       state_came=barrier(num_arrivals=4 * shape.tiles),
       everyone=barrier(num_arrivals=shape.warpgroups),
   )
-  first, after, d_z, d_deltas = block.launch(
+  more = ()
+  if shape.max_grad_norm is not None:
+    row = *lead, shape.chunks, tiles.TILE
+    more = (jax.ShapeDtypeStruct(row, jnp.float32),)
+  first, after, d_z, d_deltas, *more = block.launch(
       _kernel,
       "fused_memory_scan_backward",
       shape,
@@ -394,6 +496,7 @@ def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
           jax.ShapeDtypeStruct(
               (*lead, shape.chunks, tiles.TILE, shape.width), shape.dtype
           ),
+          *more,
       ),
       (_buffers(shape), barriers),
       interpret,
@@ -403,6 +506,7 @@ def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
       after,
       d_z.reshape(*d_z.shape[:2], shape.hidden, shape.chunk),
       d_deltas[:, :, : shape.chunk].astype(jnp.float32),
+      *(x[:, :, : shape.chunk] for x in more),
   )
 
 
@@ -435,15 +539,37 @@ def prepare(
 
   y, scale = networks.normalize(learned.f)
   along = networks.row_mean(y * chunkwise.by_norm(y, own))
-  rows: list[Any] = [None] * 6
-  rows[_G_2] = -second.last_gradients
-  rows[_N_2] = -second.momentum_gradients
-  rows[_G_1] = -first.last_gradients
-  rows[_N_1] = -first.momentum_gradients
-  rows[_SCALE], rows[_ALONG] = scale, scale * along
+  by_row = {
+      _G_2: -second.last_gradients,
+      _N_2: -second.momentum_gradients,
+      _G_1: -first.last_gradients,
+      _N_1: -first.momentum_gradients,
+      _SCALE: scale,
+      _ALONG: scale * along,
+  }
+  by_row = {row: x.reshape(own.keys.shape[:3]) for row, x in by_row.items()}
+  d_delta_1, d_delta_2, bounded = d_seen.delta_1, d_seen.delta_2, None
+  if shape.max_grad_norm is not None:
+    scales, inputs = learned.bounds
+    for row, of in ((_G_1, 0), (_N_1, 0), (_G_2, 1), (_N_2, 1)):
+      by_row[row] *= scales[of]
+    d_delta_1 *= scales[0][..., None, :].astype(d_delta_1.dtype)
+    d_delta_2 *= scales[1][..., None]
+    # |delta'| is c / |a| where it is bounded.
+    square_1, square_2 = (
+        jnp.where(x > 0, 1 / (shape.max_grad_norm**2 * x), 0) for x in inputs
+    )
+    by_row[_DELTA_1] = scales[0] * square_1
+    by_row[_DELTA_2] = scales[1] ** 2 * square_2
+    by_row[_ACTS] = inputs[1]
+    back = learned.seen.delta_1 * learned.slopes
+    bounded = Bounded(
+        delta_1=in_tiles(learned.seen.delta_1),
+        back=whole_tile(chunkwise.over_units(shape, back, before.w2)),
+    )
   return Chunks(
       keys=own.keys.astype(shape.dtype),
-      deltas=learned.seen.delta_2.astype(shape.dtype),
+      deltas=learned.delta_2.astype(shape.dtype),
       weights=in_tiles(before.w2),
       acts=in_tiles(learned.seen.acts),
       slopes=in_tiles(learned.slopes),
@@ -454,10 +580,13 @@ def prepare(
           (in_tiles(direct.s1), in_tiles(direct.s2)),
       ),
       d_acts=in_tiles(d_seen.acts),
-      d_delta_1=in_tiles(d_seen.delta_1),
-      d_deltas=whole_tile(d_seen.delta_2),
-      tokens=shapes.rows_of_tokens(shape, rows),
+      d_delta_1=in_tiles(d_delta_1),
+      d_deltas=whole_tile(d_delta_2),
+      tokens=shapes.rows_of_tokens(
+          shape, [by_row[row] for row in range(len(by_row))]
+      ),
       ends=shapes.ends(shape, own.gates),
       gain=own.gain[:, 0, 0],
       zero=jnp.zeros(1, jnp.int32),
+      bounded=bounded,
   )

@@ -46,20 +46,36 @@ class Seen(NamedTuple):
   delta_2: Array
 
 
+class Bounds(NamedTuple):
+  """What `max_grad_norm` makes of gradients u = a (x) delta, of both layers.
+
+  Attributes:
+    scales: what delta is multiplied with, [I, N, b] each.
+    inputs: one over |a|^2 where a gradient is bounded, else zero; likewise.
+  """
+
+  scales: tuple[Array, Array]
+  inputs: tuple[Array, Array]
+
+
 class Learned(NamedTuple):
   """What a chunk's keys and values give.
 
   Attributes:
-    seen: what is read and learned of them.
+    seen: what is read and learned of them, bounded.
     slopes: gelu'(Z), [I, N, hidden, b].
     bends: W_2 Delta_2^T * gelu''(Z), likewise.
     f: the second layer's outputs f(k), float32 [I, N, b, D].
+    delta_2: as in `seen`, before it is bounded.
+    bounds: None without a bound.
   """
 
   seen: Seen
   slopes: Array
   bends: Array
   f: Array
+  delta_2: Array
+  bounds: Bounds | None
 
 
 class Matrices(NamedTuple):
@@ -109,11 +125,44 @@ def learn(shape: shapes.Shape, before: Matrices, own: Chunk) -> Learned:
   acts, slopes, curvatures = _rounded(
       shape.dtype, networks.ACTIVATIONS["gelu"](z), slopes, curvatures
   )
-  f = _tokens(shape.dtype, acts, before.w2)
+  f = over_units(shape, acts, before.w2)
   delta_2 = gradient(f, own)
   back = _units(shape.dtype, before.w2, delta_2).astype(jnp.float32)
-  bends, delta_1 = _rounded(shape.dtype, curvatures * back, slopes * back)
-  return Learned(Seen(acts, delta_1, delta_2), slopes, bends, f)
+  delta_1, bounded, bounds = slopes * back, delta_2, None
+  if shape.max_grad_norm is not None:
+    bounds = _bound(shape.max_grad_norm, own.keys, acts, delta_1, delta_2)
+    scale_1, scale_2 = bounds.scales
+    delta_1 = scale_1[..., None, :] * delta_1
+    bounded = scale_2[..., None] * delta_2
+  bends, delta_1 = _rounded(shape.dtype, curvatures * back, delta_1)
+  seen = Seen(acts, delta_1, bounded)
+  return Learned(seen, slopes, bends, f, delta_2, bounds)
+
+
+def _bound(most: float, keys, acts, delta_1, delta_2) -> Bounds:
+  """Bounds the norms of all tokens' gradients, |a| |delta|, layer by layer."""
+  square = lambda x, axis: jnp.sum(jnp.square(x.astype(jnp.float32)), axis)
+  inputs = square(keys, -1), square(acts, -2)
+  scales = [
+      chunk_lib.scale_to_bound(a * delta, most)
+      for a, delta in zip(inputs, (square(delta_1, -2), square(delta_2, -1)))
+  ]
+  bounded = [jnp.where(s < 1, 1 / a, 0) for s, a in zip(scales, inputs)]
+  return Bounds(tuple(scales), tuple(bounded))
+
+
+def by_bounded(bounds: Bounds, own: Chunk, on_deltas: Array) -> Array:
+  """Returns the keys' cotangents through the first layer's bound.
+
+  With delta' = s delta and s = c / (|a| |delta|), that of a is
+  -<delta', d delta'> a / |a|^2.
+
+  Args:
+    bounds: from `learn`.
+    own: the chunks.
+    on_deltas: <delta', d delta'> of the first layer, [I, N, b].
+  """
+  return -(on_deltas * bounds.inputs[0])[..., None] * own.keys
 
 
 def first_layer(shape: shapes.Shape, before: Matrices, own: Chunk) -> Array:
@@ -136,7 +185,6 @@ def read(
 ) -> Array:
   """Returns the queries' outputs, [I, N, b, D]."""
   units = functools.partial(_units, shape.dtype)
-  tokens = functools.partial(_tokens, shape.dtype)
   first, second = own.gates
   scores = product(
       shape.dtype, "inqd,inkd->inqk", jnp.float32, own.queries, own.keys
@@ -156,8 +204,8 @@ def read(
   scores = product(
       shape.dtype, "inhq,inhk->inqk", jnp.float32, reads, seen.acts
   )
-  f = second.weights * tokens(reads, before.w2)
-  f += second.momentum * tokens(reads, before.s2)
+  f = second.weights * over_units(shape, reads, before.w2)
+  f += second.momentum * over_units(shape, reads, before.s2)
   f += product(
       shape.dtype,
       "inqk,inkd->inqd",
@@ -223,9 +271,9 @@ def _units(dtype, matrix: Array, rows: Array) -> Array:
   return product(dtype, "inhd,inbd->inhb", dtype, matrix, rows)
 
 
-def _tokens(dtype, units: Array, matrix: Array) -> Array:
+def over_units(shape: shapes.Shape, units: Array, matrix: Array) -> Array:
   """Returns the sum over hidden units, float32 [b, D]."""
-  return product(dtype, "inhb,inhd->inbd", jnp.float32, units, matrix)
+  return product(shape.dtype, "inhb,inhd->inbd", jnp.float32, units, matrix)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -70,6 +70,33 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     z0 = zero()
     return product(matrix.at[t + z0], tiles.turned(rows.at[z0, :size]))
 
+  def of_rows(ref):
+    """Returns the squared norms of a tile's rows, [64]."""
+
+    def square(x):
+      return jnp.square(x.astype(jnp.float32))
+
+    return jnp.sum(tiles.columns(square, ref[zero()]), axis=1)
+
+  def of_hidden(ref):
+    """Returns the squared norms of a token's hidden units, [64]."""
+    z0 = zero()
+    x = product.sum(
+        [tiles.turned(ref.at[t + z0]) for t in all_tiles],
+        [ref.at[t + z0, :, :size] for t in all_tiles],
+    )
+    return jnp.sum(tiles.diagonal(x), axis=1)
+
+  def bound(a, delta):
+    return chunk_lib.scale_to_bound(a * delta, shape.max_grad_norm)
+
+  def scale_rows(ref, scale):
+    def rows(x):
+      x = x.astype(jnp.float32) * tiles.per_row(scale, x.shape[1])
+      return x.astype(dtype)
+
+    ref[zero()] = tiles.columns(rows, ref[zero()])
+
   def fetch(n):
     copy = functools.partial(tiles.plgpu.copy_gmem_to_smem, barrier=chunk_came)
     copy(chunks.keys.at[instance, n], keys.at[0, :size])
@@ -173,14 +200,34 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     def of_tokens(row):
       return tiles.per_column(tokens[row, :size])
 
-    for i, t in enumerate(own):
-      (delta,) = tiles.packed(
-          tiles.columns(
-              lambda x, slope: (x * slope.astype(jnp.float32)).astype(dtype),
-              times_tokens(weights[1], t, deltas),
-              reads[t + zero(), :, :size],
-          )
+    def delta_1(t):
+      return tiles.columns(
+          lambda x, slope: (x * slope.astype(jnp.float32)).astype(dtype),
+          times_tokens(weights[1], t, deltas),
+          reads[t + zero(), :, :size],
       )
+
+    if shape.max_grad_norm is not None:
+      # Where the slopes are: |delta_1| is of all tiles.
+      for t in own:
+        reads[t + zero(), :, :size] = delta_1(t)
+      head.sync()
+
+      @head.leads
+      def _():
+        # As good as delta_1 are the factors that it meets.
+        scale = bound(of_rows(keys), of_hidden(reads))
+        for row in (_G_1, _N_1):
+          tokens[row] = tokens[row] * scale
+        scale_rows(scores, scale)
+
+      head.sync()
+
+    for i, t in enumerate(own):
+      if shape.max_grad_norm is None:
+        (delta,) = tiles.packed(delta_1(t))
+      else:
+        delta = reads[t + zero(), :, :size]
 
       x = product(delta, scores.at[zero(), :size])
       x += of_tokens(_BETA_1) * times_tokens(weights[0], t, queries)
@@ -204,6 +251,8 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     @head.leads
     def _():
       # f(q), and the rows that the second layer's update takes.
+      if shape.max_grad_norm is not None:
+        scale_rows(deltas, bound(of_hidden(acts), of_rows(deltas)))
       tiles.plgpu.copy_gmem_to_smem(
           chunks.gradients.at[instance, n],
           scores.at[0, :size],

@@ -29,7 +29,7 @@ _SPAN_BYTES = 6 * 2**30
 
 
 def scan(
-    dtype: Any,
+    options: chunk_lib.Rule,
     carry: chunk_lib.Carry,
     chunks: chunk_lib.Prepared,
     constants: chunk_lib.Constants,
@@ -40,7 +40,7 @@ def scan(
   """Runs `chunk.step` over chunks; see `why_not` for what it can run.
 
   Args:
-    dtype: of the products' operands.
+    options: the rule, whose products' operands have a dtype.
     carry: W and S, leaves [B, H, D, hidden], turned.
     chunks: leaves [B, H, N, ...], with coefficients.
     constants: the network's slow parameters, and what documents start from.
@@ -52,9 +52,7 @@ def scan(
     The carry at the end, and outputs [B, H, N, b, D] and losses [B, H, N, 1, b].
   """
   steps = chunks.keys.shape[2]
-  hidden = carry.weights[0].shape[-1]
-  cut = _cut(carry, chunks, group)
-  call = _Call(jnp.dtype(dtype), hidden, *cut, interpret)
+  call = _Call(options, *_cut(options, carry, chunks, group), interpret)
   chunks = _close(_pad(chunks, -steps % call.span))
   starts, initial = chunks.resets, None
   if starts is not None:
@@ -73,40 +71,38 @@ class _Call:
   """What is static about a call of `scan`.
 
   Attributes:
-    dtype: as there.
-    hidden: units between the layers.
+    options: the rule.
     kept: chunks between states that are kept.
     span: chunks that the backward pass takes at once, a divisor of N.
     interpret: as there.
   """
 
-  dtype: Any
-  hidden: int
+  options: chunk_lib.Rule
   kept: int
   span: int
   interpret: Any
 
   def shape(self, chunks, keep_every: int | None = None) -> shapes.Shape:
-    return _shape(self.hidden, chunks, self.dtype, keep_every)
+    return _shape(self.options, chunks, keep_every)
 
 
-def _shape(hidden, chunks, dtype, keep_every: int | None = None):
+def _shape(options, chunks, keep_every: int | None = None) -> shapes.Shape:
   batch, heads, steps, size, width = chunks.keys.shape
   return shapes.Shape(
       instances=batch * heads,
       chunks=steps,
       chunk=size,
       width=width,
-      hidden=hidden,
-      dtype=dtype,
+      hidden=shapes.hidden(options, width),
+      dtype=jnp.dtype(options.dtype),
+      max_grad_norm=options.max_grad_norm,
       keep_every=keep_every,
   )
 
 
-def _cut(carry, chunks, group: int | None) -> tuple[int, int]:
+def _cut(options, carry, chunks, group: int | None) -> tuple[int, int]:
   """Returns the chunks between states that are kept, and those of a span."""
-  hidden = carry.weights[0].shape[-1]
-  shape = _shape(hidden, chunks, jnp.dtype(jnp.bfloat16))
+  shape = _shape(options, chunks)
   size = sum(x.size * shape.dtype.itemsize for x in jax.tree.leaves(carry))
   kept = kept_lib.choose_group(shape.chunks, group, size)
   return kept, choose_span(shape, kept)
@@ -133,14 +129,13 @@ def choose_span(shape: shapes.Shape, kept: int) -> int:
 
 def budget(options, carry, chunks, *, group=None) -> dict[str, int | None]:
   """Returns what a block of threads takes, and how often states are kept."""
-  hidden = carry.weights[0].shape[-1]
-  shape = _shape(hidden, chunks, jnp.dtype(options.dtype))
+  shape = _shape(options, chunks)
   return {
       "threads": 128 * shape.warpgroups,
       "shared_bytes": max(
           forward.shared_bytes(shape), backward.shared_bytes(shape)
       ),
-      "keep_every": _cut(carry, chunks, group)[0],
+      "keep_every": _cut(options, carry, chunks, group)[0],
   }
 
 
@@ -271,7 +266,7 @@ def _through(call, span, constants, d_after):
   linear = backward.prepare(
       shape, going_on(own), before, learned, direct, d_seen
   )
-  d_before, d_states, d_z, d_delta_2 = backward.run(
+  d_before, d_states, d_z, d_delta_2, *on_deltas = backward.run(
       shape, d_after, linear, call.interpret
   )
 
@@ -284,6 +279,9 @@ def _through(call, span, constants, d_after):
 
   _, vjp_rest = jax.vjp(rest, own)
   (d_rest,) = vjp_rest((chunkwise.matrices(shape, d_states), d_delta_2, d_z))
+  if learned.bounds is not None:
+    d_keys = chunkwise.by_bounded(learned.bounds, own, *on_deltas)
+    d_rest = d_rest._replace(keys=d_rest.keys + d_keys)
   d_chunks, d_params = vjp_own(jax.tree.map(jnp.add, d_own, d_rest))
   d_initial = None
   if span.ends is not None:

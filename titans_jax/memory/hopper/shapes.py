@@ -34,6 +34,7 @@ class Shape:
     width: D.
     hidden: units between the layers.
     dtype: of the products' operands.
+    max_grad_norm: as of `chunk.Rule`.
     keep_every: chunks between states that are kept; None: none is.
   """
 
@@ -43,6 +44,7 @@ class Shape:
   width: int
   hidden: int
   dtype: Any
+  max_grad_norm: float | None = None
   keep_every: int | None = None
 
   @property
@@ -58,6 +60,11 @@ class Shape:
   @property
   def warpgroups(self) -> int:
     return self.tiles // self.tiles_per_group
+
+
+def hidden(options: chunk_lib.Rule, width: int) -> int:
+  """Returns the hidden units of a rule's network."""
+  return options.net.layer_shapes(width)[0][1]
 
 
 class State(NamedTuple):
@@ -147,7 +154,7 @@ def flat(shape: Shape, x: Array) -> Array:
 
 
 def rows_of_tokens(shape: Shape, rows: Sequence[Array]) -> Array:
-  """Returns at most 8 rows of numbers per token, float32 [I, N, 8, 64].
+  """Returns rows of numbers per token, in eights, float32 [I, N, 8 or 16, 64].
 
   Args:
     shape: sizes.
@@ -155,7 +162,7 @@ def rows_of_tokens(shape: Shape, rows: Sequence[Array]) -> Array:
   """
   lead = shape.instances, shape.chunks, shape.chunk
   x = jnp.stack([row.reshape(lead) for row in rows], axis=2)
-  padding = (0, 8 - len(rows)), (0, tiles.TILE - shape.chunk)
+  padding = (0, -len(rows) % 8), (0, tiles.TILE - shape.chunk)
   return jnp.pad(x.astype(jnp.float32), [(0, 0), (0, 0), *padding])
 
 
@@ -217,8 +224,6 @@ def why_not_rule(options, carry) -> str | None:
   default = networks.MLP(expansion=getattr(net, "expansion", 4))
   if net != default:
     return f"the kernel is written for {default}, not for {net}"
-  if options.max_grad_norm is not None:
-    return "the kernel has no max_grad_norm"
   if carry.momentum is None:
     return "the kernel has no rule without momentum"
   return None
@@ -227,7 +232,7 @@ def why_not_rule(options, carry) -> str | None:
 def why_not_shape(options, keys: tuple[int, ...]) -> str | None:
   """Returns why the kernel does not run on keys [B, H, N, b, D]."""
   chunk, width = keys[-2:]
-  hidden = options.net.layer_shapes(width)[0][1]
+  units = hidden(options, width)
   if options.dtype is None or jnp.dtype(options.dtype) != jnp.bfloat16:
     return "the kernel's products are of bfloat16"
   if width not in WIDTHS:
@@ -235,8 +240,8 @@ def why_not_shape(options, keys: tuple[int, ...]) -> str | None:
         f"the kernel takes head dimensions of {', '.join(map(str, WIDTHS))}, not"
         f" of {width}"
     )
-  if hidden != 4 * width:
-    return f"the kernel takes {4 * width} hidden units, not {hidden}"
+  if units != 4 * width:
+    return f"the kernel takes {4 * width} hidden units, not {units}"
   if chunk not in CHUNKS:
     return (
         f"the kernel takes chunks of {', '.join(map(str, CHUNKS))} tokens, not of"

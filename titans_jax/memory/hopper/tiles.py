@@ -56,6 +56,17 @@ def per_column(x: Array) -> Array:
   return jax.lax.broadcast_in_dim(x, (TILE, x.shape[0]), [1])
 
 
+def diagonal(x: Array) -> Array:
+  """Returns [64, n] with zeros off the diagonal."""
+  row, column = (
+      plgpu.broadcasted_iota(
+          jnp.int32, x.shape, axis, layout=plgpu.Layout.WGMMA
+      )
+      for axis in range(2)
+  )
+  return jnp.where(row == column, x, 0)
+
+
 def packed(*xs: Array) -> tuple[Array, ...]:
   """Keeps the compiler from rounding a value at its use instead of here, which
   would hold it in twice the registers."""
