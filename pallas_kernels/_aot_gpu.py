@@ -192,9 +192,7 @@ def compile_case(case: Case) -> dict[str, Any]:
       _aot.Case("v4", case.head_dim, case.hidden, case.chunk, case.heads)
   )
   carry, chunks, constants = arguments
-  options = dataclasses.replace(
-      step.options, max_grad_norm=case.max_grad_norm
-  )
+  options = dataclasses.replace(step.options, max_grad_norm=case.max_grad_norm)
 
   def run(carry, chunks, constants):
     chunks = chunk_lib.with_coefficients(chunks)

@@ -140,7 +140,8 @@ class InterpretedTest(parameterized.TestCase):
     # Gradients by gates that meet the products of many chunks.
     testing.assert_close(actual, kernel_test.gradients(inputs, "xla"), 2e-5)
 
-  def test_rounds_as_much_as_lax_scan(self):
+  @parameterized.parameters(None, 9.0)
+  def test_rounds_as_much_as_lax_scan(self, max_grad_norm):
     problem = _problems.Problem(
         head_dim=16,
         chunk=16,
@@ -150,6 +151,7 @@ class InterpretedTest(parameterized.TestCase):
         heads=2,
         length=40,
         mask=True,
+        max_grad_norm=max_grad_norm,
         dtype="bfloat16",
     )
     inputs = problem.inputs()
@@ -315,9 +317,11 @@ def compile_(case: _aot_gpu.Case):
 class _Compiled(absent_gpu.TestCase):
   """Compiles for GPUs that are not there (compiler, not measurement)."""
 
-  def check_spills(self, target, dim, chunk, *, most=0, most_backward=0):
+  def check_spills(
+      self, target, dim, chunk, *, most=0, most_backward=0, **options
+  ):
     result, kernels = compile_(
-        _aot_gpu.Case(target, dim, 4 * dim, chunk, heads=4)
+        _aot_gpu.Case(target, dim, 4 * dim, chunk, heads=4, **options)
     )
     name = "fused_memory_scan"
     bounds = {
@@ -347,6 +351,11 @@ class CompiledTest(_Compiled):
   @parameterized.parameters((48, 16), (64, 16), (64, 64))
   def test_without_spills(self, dim, chunk):
     self.check_spills("h200", dim, chunk)
+
+  # As pretraining has it.
+  @parameterized.parameters((48, 16), (64, 16))
+  def test_without_spills_bounded(self, dim, chunk):
+    self.check_spills("h200", dim, chunk, max_grad_norm=1.0)
 
   @parameterized.parameters(("pallas", True), ("auto", True), ("xla", False))
   def test_through_the_scan_and_back(self, implementation, expected):
@@ -396,6 +405,21 @@ class EverySizeTest(_Compiled):
     most, most_backward = some.get((dim, chunk), (0, 0))
     self.check_spills(
         target, dim, chunk, most=most, most_backward=most_backward
+    )
+
+  @parameterized.product(
+      target=_aot_gpu.TARGETS, dim=hopper.WIDTHS, chunk=hopper.CHUNKS
+  )
+  def test_spills_bounded(self, target, dim, chunk):
+    some = {(64, 64): (8, 20)}
+    most, most_backward = some.get((dim, chunk), (0, 0))
+    self.check_spills(
+        target,
+        dim,
+        chunk,
+        most=most,
+        most_backward=most_backward,
+        max_grad_norm=1.0,
     )
 
 

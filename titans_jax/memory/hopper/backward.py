@@ -192,38 +192,26 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
 
     return tiles.columns(strip, x, y)
 
-  def bound(x, bend, n, t):
-    """Takes from dA, from dDelta_1 * bends and from dU what the bounds do."""
+  def through_gelu(x, slope):
+    return (x * slope.astype(jnp.float32)).astype(dtype)
 
-    def strip(x, bend, du, act, delta, bends, slope, of_act, of_delta):
-      wide = lambda x: x.astype(jnp.float32)
-      delta = of_delta * wide(delta)
-      return (
-          x - of_act * wide(act),
-          (wide(bend) - delta * wide(bends)).astype(dtype),
-          (wide(du) - delta * wide(slope)).astype(dtype),
-      )
-
-    x, bend, du = tiles.columns(
-        strip,
-        x,
-        bend,
-        acts[t + zero(), :, :size],
-        *(
-            each.at[*here(n), t]
-            for each in (
-                chunks.acts,
-                bounded.delta_1,
-                chunks.bends,
-                chunks.slopes,
-            )
+  def correct(n, t):
+    """Makes dDelta_1 of y, and dU of that; returns dDelta_1 * bends."""
+    delta = tiles.columns(
+        lambda y, factor, delta: (
+            y.astype(jnp.float32) - factor * delta.astype(jnp.float32)
         ),
-        of_tokens(_ACTS),
+        d_z.at[*here(n), t],
         of_tokens(_DELTA_1),
+        bounded.delta_1.at[*here(n), t],
     )
-    acts[t + zero(), :, :size] = du
-    tiles.plgpu.commit_smem()
-    return x, bend
+    acts[t + zero(), :, :size] = tiles.columns(
+        through_gelu, delta, chunks.slopes.at[*here(n), t]
+    )
+    (bend,) = tiles.packed(
+        tiles.columns(through_gelu, delta, chunks.bends.at[*here(n), t])
+    )
+    return bend
 
   def update(layer, i, n, rests, change):
     """Writes a tile's next P and R, given P's change; returns P's rests."""
@@ -284,17 +272,19 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     bends = []
     for t in own:
       x = over_tokens((weights[0], momentum[0]), t, keys, (_G_1, _N_1))
-      x = added(x, chunks.d_delta_1.at[*here(n), t])  # dDelta_1
-
-      def du(x, slope):
-        return (x * slope.astype(jnp.float32)).astype(dtype)
-
-      (bend,) = tiles.packed(
-          tiles.columns(du, x, tiles.load(chunks.bends.at[*here(n), t]))
-      )
-      bends.append(bend)
+      x = added(x, chunks.d_delta_1.at[*here(n), t])  # dDelta_1, or y
+      if bounded is None:
+        (bend,) = tiles.packed(
+            tiles.columns(
+                through_gelu, x, tiles.load(chunks.bends.at[*here(n), t])
+            )
+        )
+        bends.append(bend)
+      else:
+        # y waits in main memory for the factor of delta_1'.
+        tiles.store(d_z.at[*here(n), t], x.astype(dtype))
       acts[t + zero(), :, :size] = tiles.columns(
-          du, x, chunks.slopes.at[*here(n), t]
+          through_gelu, x, chunks.slopes.at[*here(n), t]
       )
     head.sync()
 
@@ -304,7 +294,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
       d_deltas = over_units(acts, layer_2)
       if bounded is not None:
         on_delta_1 = inner(d_deltas, deltas[zero()])
-        on_deltas[0][instance, n + zero()] = on_delta_1
+        on_deltas[0][*here(n)] = on_delta_1
         factor = on_delta_1 * tokens[_DELTA_1]
         tokens[_DELTA_1] = factor
         d_deltas = less(d_deltas, factor, bounded.back.at[*here(n)])
@@ -361,13 +351,19 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     head.sync()
 
     for i, t in enumerate(own):
+      bend = bends[i] if bounded is None else correct(n, t)
       x = over_tokens((weights[1], momentum[1]), t, deltas, (_G_2, _N_2))
       z0 = zero()
       x += product(layer_2.at[t + z0], tiles.turned(back.at[z0, :size]))  # dA
       x = added(x, chunks.d_acts.at[*here(n), t])
-      bend = bends[i]
       if bounded is not None:
-        x, bend = bound(x, bend, n, t)
+        x = tiles.columns(
+            lambda x, factor, act: x - factor * act.astype(jnp.float32),
+            x,
+            of_tokens(_ACTS),
+            chunks.acts.at[*here(n), t],
+        )
+        tiles.plgpu.commit_smem()
       (dz,) = tiles.packed(
           tiles.columns(
               lambda x, slope, bend: (
@@ -480,11 +476,11 @@ def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
       state_came=barrier(num_arrivals=4 * shape.tiles),
       everyone=barrier(num_arrivals=shape.warpgroups),
   )
-  more = ()
+  more: tuple[Any, ...] = ()
   if shape.max_grad_norm is not None:
     row = *lead, shape.chunks, tiles.TILE
     more = (jax.ShapeDtypeStruct(row, jnp.float32),)
-  first, after, d_z, d_deltas, *more = block.launch(
+  first, after, d_z, d_deltas, *on_deltas = block.launch(
       _kernel,
       "fused_memory_scan_backward",
       shape,
@@ -506,7 +502,7 @@ def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
       after,
       d_z.reshape(*d_z.shape[:2], shape.hidden, shape.chunk),
       d_deltas[:, :, : shape.chunk].astype(jnp.float32),
-      *(x[:, :, : shape.chunk] for x in more),
+      *(x[:, :, : shape.chunk] for x in on_deltas),
   )
 
 
