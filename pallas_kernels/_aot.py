@@ -57,6 +57,7 @@ class Case:
     group: chunks between carries that are kept; None: by tuning.
     documents: whether documents start, and end, inside the scan.
     dtype: of the products' operands.
+    max_grad_norm: as in `memory.scan`.
   """
 
   chip: str
@@ -68,6 +69,7 @@ class Case:
   group: int | None = None
   documents: bool = False
   dtype: str = "bfloat16"
+  max_grad_norm: float | None = None
 
   @property
   def net(self) -> memory.MLP:
@@ -138,7 +140,11 @@ def compile_case(case: Case) -> dict[str, Any]:
 def scan_arguments(case: Case):
   """Returns the step, and shapes of (init, xs, consts), as `memory.scan` has
   them."""
-  options = chunk_lib.Rule(case.net, dtype=jnp.dtype(case.dtype))
+  options = chunk_lib.Rule(
+      case.net,
+      max_grad_norm=case.max_grad_norm,
+      dtype=jnp.dtype(case.dtype),
+  )
   shapes = case.net.layer_shapes(case.head_dim)
   lead, tokens = (1, case.heads), (case.chunks, case.chunk)
 

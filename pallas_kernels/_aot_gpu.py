@@ -189,10 +189,17 @@ def compile_case(case: Case) -> dict[str, Any]:
     ValueError: no kernel for these sizes.
   """
   step, arguments = _aot.scan_arguments(
-      _aot.Case("v4", case.head_dim, case.hidden, case.chunk, case.heads)
+      _aot.Case(
+          "v4",
+          case.head_dim,
+          case.hidden,
+          case.chunk,
+          case.heads,
+          max_grad_norm=case.max_grad_norm,
+      )
   )
   carry, chunks, constants = arguments
-  options = dataclasses.replace(step.options, max_grad_norm=case.max_grad_norm)
+  options = step.options
 
   def run(carry, chunks, constants):
     chunks = chunk_lib.with_coefficients(chunks)

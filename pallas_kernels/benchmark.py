@@ -72,6 +72,7 @@ _LENGTH = _size("length", 1024, "T, a multiple of the chunk.")
 _DTYPE = flags.DEFINE_enum(
     "dtype", "bfloat16", ["float32", "bfloat16"], "Of the products' operands."
 )
+_MAX_GRAD_NORM = command_line.define_max_grad_norm()
 _DIRECTION = flags.DEFINE_list("direction", list(_DIRECTIONS), "What to time.")
 _ROUNDS = _size("rounds", 5, "Measurements per implementation and direction.")
 _JSON = flags.DEFINE_bool(
@@ -123,6 +124,7 @@ def _check_sizes() -> _problems.Problem:
       batch=_BATCH.value,
       heads=_HEADS.value,
       length=length,
+      max_grad_norm=_MAX_GRAD_NORM.value,
       packed=True,
       dtype=_DTYPE.value,
   )
@@ -225,7 +227,13 @@ def _table(problem, rows: list[dict], device) -> str:
       f" {_ROUNDS.value} rounds.",
       f"D {problem.head_dim}, hidden {problem.hidden}, chunk {problem.chunk},"
       f" heads {problem.heads}, batch {problem.batch}, length"
-      f" {problem.length}, {problem.dtype}; backward includes forward.",
+      f" {problem.length}, {problem.dtype}"
+      + (
+          ""
+          if problem.max_grad_norm is None
+          else f", max_grad_norm {problem.max_grad_norm:g}"
+      )
+      + "; backward includes forward.",
       "",
       f"{'':<20}{'ms':>10}{'tokens/s':>13}{'time / xla':>12}"
       f"{'model GFLOP':>13}{'TFLOP/s':>10}{'bf16 peak':>11}{'first, s':>10}",

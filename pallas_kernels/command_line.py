@@ -15,6 +15,9 @@ from absl import flags
 from absl import logging
 import jax
 
+# Flags defined here are those of the program that asks for them.
+flags.disclaim_key_flags()
+
 
 def start(argv) -> None:
   """Refuses arguments that are no flags, and keeps the libraries' log to
@@ -40,6 +43,19 @@ def clean_errors(*types: type[Exception]):
         flush=True,
     )
     sys.exit(1)
+
+
+def define_max_grad_norm() -> flags.FlagHolder:
+  """Defines the flag --max_grad_norm, the option of `memory.scan`."""
+  flag = flags.DEFINE_float(
+      "max_grad_norm",
+      None,
+      "Bound on a token's inner gradient, which pretraining sets (default: none).",
+  )
+  flags.register_validator(
+      flag, lambda x: x is None or x > 0, message="must be positive."
+  )
+  return flag
 
 
 def check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ holds at once. Takes the extra `cuda13`, on Python 3.12 or newer.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -78,6 +79,7 @@ _GROUP = flags.DEFINE_integer(
     " kernel chooses).",
     lower_bound=1,
 )
+_MAX_GRAD_NORM = command_line.define_max_grad_norm()
 _JSON = flags.DEFINE_bool("json", False, "Prints JSON instead of a table.")
 
 # (D, hidden, b).
@@ -312,13 +314,19 @@ def _shapes(default, head_dim: int, chunk: int) -> list[tuple[int, int, int]]:
 def _cases() -> list[Any]:
   if _TARGET.value is not None:
     shapes = _shapes(_DEFAULT_GPU, 64, 16)
-    return [
-        _aot_gpu.Case(_TARGET.value, *shape, _HEADS.value, _GROUP.value)
-        for shape in shapes
-    ]
-  rest = (_HEADS.value, _TILE.value, _GROUP.value)
-  shapes = _shapes(_DEFAULT, 128, 64)
-  return [_aot.Case(_CHIP.value, *shape, *rest) for shape in shapes]
+    make: Any = functools.partial(_aot_gpu.Case, _TARGET.value)
+  else:
+    shapes = _shapes(_DEFAULT, 128, 64)
+    make = functools.partial(_aot.Case, _CHIP.value, tile=_TILE.value)
+  return [
+      make(
+          *shape,
+          heads=_HEADS.value,
+          group=_GROUP.value,
+          max_grad_norm=_MAX_GRAD_NORM.value,
+      )
+      for shape in shapes
+  ]
 
 
 def main(argv) -> None:

@@ -89,6 +89,10 @@ _LARGE = {
 _LARGE["d64_b16_l2_documents"] = dataclasses.replace(
     _LARGE["d64_b16_l2_large"], documents=True
 )
+# Of some tokens the first layer's gradient is below the bound.
+_LARGE["d48_b16_l2_bounded"] = dataclasses.replace(
+    _LARGE["d48_b16_l2_large"], max_grad_norm=18.0
+)
 _CASES = _SMALL | _LARGE
 
 _QUICK_ONLY = flags.DEFINE_bool("quick", False, "Runs the smallest case only.")
