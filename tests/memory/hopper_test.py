@@ -32,6 +32,9 @@ from titans_jax.memory import scanning
 from titans_jax.memory.hopper import fused
 from titans_jax.memory.hopper import shapes
 from titans_jax.memory.hopper import tiles
+from titans_jax.models import language_model
+from titans_jax.training import overlay
+from titans_jax.training import recipes
 
 
 def interpreted(test):
@@ -384,6 +387,25 @@ class CompiledTest(_Compiled):
         text = jitted.lower(inputs, results).compile().as_text()
     for name in ("fused_memory_scan_keeping", "fused_memory_scan_backward"):
       self.assertEqual(name in text, expected, name)
+
+  def test_what_pretraining_runs(self):
+    values = recipes.pretraining("170m", "lmm")
+    values.model.update(num_layers=1, vocab_size=64)
+    model = language_model.TitansLM(overlay.run_config(values, 64).model)
+    tokens = jax.ShapeDtypeStruct((1, 64), jnp.int32)
+    scanning._log_once.cache_clear()
+    with (
+        jax.enable_x64(False),
+        _aot_gpu.tracing_for("h200"),
+        self.assertLogs(level="INFO") as logs,
+    ):
+      jax.eval_shape(
+          functools.partial(model.init, jax.random.key(0)),
+          tokens,
+          document_ids=tokens,
+      )
+    self.assertIn("max_grad_norm=1.0", logs.output[-1])
+    self.assertIn("a kernel on cuda", logs.output[-1])
 
   def test_other_gpus_have_no_kernel(self):
     with _aot_gpu.tracing_for("a100"):
