@@ -433,7 +433,12 @@ class EverySizeTest(_Compiled):
       target=_aot_gpu.TARGETS, dim=hopper.WIDTHS, chunk=hopper.CHUNKS
   )
   def test_spills_bounded(self, target, dim, chunk):
-    some = {(64, 64): (8, 20)}
+    some = {
+        (48, 32): (12, 16),
+        (48, 64): (216, 48),
+        (64, 32): (0, 8),
+        (64, 64): (8, 0),
+    }
     most, most_backward = some.get((dim, chunk), (0, 0))
     self.check_spills(
         target,
