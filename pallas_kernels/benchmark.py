@@ -191,6 +191,7 @@ def _measure(problem, inputs, names, direction, device) -> list[dict]:
           "batch": problem.batch,
           "length": problem.length,
           "dtype": problem.dtype,
+          "max_grad_norm": problem.max_grad_norm,
           "first_call_seconds": first[name],
           "milliseconds": 1e3 * seconds,
           "rounds_milliseconds": [1e3 * t for t in times[name]],

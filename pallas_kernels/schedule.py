@@ -162,6 +162,7 @@ def compile_for_gpu(case: _aot_gpu.Case) -> list[dict[str, Any]]:
           "head_dim": case.head_dim,
           "hidden": case.hidden,
           "chunk": case.chunk,
+          "max_grad_norm": case.max_grad_norm,
           **kernel,
           "threads": cut["threads"],
           "shared_bytes": cut["shared_bytes"],
@@ -195,6 +196,7 @@ def _row(case, direction, cut, dumps) -> dict[str, Any]:
       "hidden": case.hidden,
       "chunk": case.chunk,
       "heads": case.heads,
+      "max_grad_norm": case.max_grad_norm,
       "tile": cut["tile"],
       "group": cut["group"],
       "bundles_per_token_head": bundles,
@@ -369,7 +371,9 @@ def main(argv) -> None:
   versions = ", ".join(
       f"{name} {importlib.metadata.version(name)}" for name in ("jax", compiler)
   )
-  print(f"Source: compiler ({versions}), {device}. {about}")
+  bound = _MAX_GRAD_NORM.value
+  rule = "" if bound is None else f", max_grad_norm {bound:g}"
+  print(f"Source: compiler ({versions}), {device}{rule}. {about}")
   print(table(rows))
 
 

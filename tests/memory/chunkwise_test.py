@@ -17,6 +17,8 @@ from titans_jax.memory.hopper import shapes
 
 BATCH, HEADS, CHUNKS, SIZE, DIM, HIDDEN = 1, 2, 3, 16, 16, 64
 LEAD = BATCH, HEADS, CHUNKS
+# On the norms of gradients of the first and of the second layer.
+BOUNDS = 9.0, 60.0
 
 
 def draw():
@@ -118,12 +120,21 @@ class ChunkwiseTest(parameterized.TestCase):
     super().setUp()
     self.enter_context(jax.enable_x64(False))
 
-  @parameterized.parameters(None, 4.0)
+  @parameterized.parameters(None, *BOUNDS)
   def test_equals_the_step(self, max_grad_norm):
     arrays = draw()
     actual = with_gradients(by_parts, max_grad_norm, *arrays)
     expected = with_gradients(by_step, max_grad_norm, *arrays)
     testing.assert_close(actual, expected, 2e-5)
+
+  def test_bounds_some_gradients_of_each_layer(self):
+    chunks, before, params = draw()
+    for layer, bound in enumerate(BOUNDS):
+      sizes = shape("float32", bound)
+      own = chunkwise.chunk(sizes, chunks, params)
+      scales = chunkwise.learn(sizes, before, own).bounds.scales[layer]
+      bounded = jnp.mean(scales < 1)
+      self.assertBetween(bounded, 0.1, 0.9)
 
   def test_rounds_activations_and_their_cotangents(self):
     chunks, before, params = draw()

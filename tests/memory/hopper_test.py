@@ -96,8 +96,18 @@ class InterpretedTest(parameterized.TestCase):
               "resets": [(0, 16), (1, 0), (1, 32)],
           },
       ),
-      # Some gradients of the first layer below the bound, all of the second above.
-      ("bounded", 8, 2**32, {"length": 40, "mask": True, "max_grad_norm": 9.0}),
+      # Some gradients of the first layer below the bound, none of the second.
+      (
+          "bounded",
+          8,
+          2**32,
+          {
+              "length": 40,
+              "mask": True,
+              "max_grad_norm": 9.0,
+              "resets": [(0, 16)],
+          },
+      ),
       (
           "bounded_wide",
           4,
@@ -106,7 +116,6 @@ class InterpretedTest(parameterized.TestCase):
               "length": 32,
               "dim": 64,
               "max_grad_norm": 20.0,
-              "resets": [(0, 16)],
           },
       ),
       # Some of the second below it, all of the first.

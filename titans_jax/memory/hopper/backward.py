@@ -40,7 +40,7 @@ and where s = c / (|a| |delta|) is below one
 So the rows of g and n have s in them, and what the reads add to d delta' too. Of the
 second layer all that is of whole rows; of the first <delta, y> is <delta_2, V> with
 V = (y * gelu'(Z))^T W_2, which the first warpgroup has in any case: dU is corrected
-after it.
+after it, from y, which waits in dZ's place.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ Array = jax.Array
 # Rows of the numbers per token of a chunk, in `Chunks.tokens`: -g and -n of both
 # layers, one over the deviation of f(k), and that times mean(LN(f(k)) v). With a
 # bound, where it acts: s / |delta_1'|^2, 1 / |delta_2|^2, 1 / |a|^2 of the second
-# layer. Of the first and the last the kernel makes what they are taken for, the
-# factors of delta_1' and of a.
+# layer. The kernel overwrites the first and the last of these with the factors of
+# delta_1' and of a.
 _G_2, _N_2, _G_1, _N_1, _SCALE, _ALONG, _DELTA_1, _DELTA_2, _ACTS = range(9)
 
 
@@ -94,8 +94,9 @@ class Chunks(NamedTuple):
     direct: what the chunk's own reads add to the cotangents of W and S before it,
       leaves [I, N, hidden / 64, 64, D].
     d_acts: what they add to that of gelu(Z), [I, N, hidden / 64, 64, b].
-    d_delta_1: to that of Delta_1, likewise.
-    d_deltas: to that of delta_2, [I, N, 64, D].
+    d_delta_1: to that of Delta_1, likewise; with a bound s times to that of
+      Delta_1'.
+    d_deltas: to that of delta_2, [I, N, 64, D], likewise.
     tokens: float32 [I, N, 8 or 16, 64], a coefficient per row, a token per column.
     ends: float32 [I, N, 6], last beta, f and m of each layer.
     gain: float32 [I, D].
@@ -124,7 +125,7 @@ class Chunks(NamedTuple):
 def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
   """What a warpgroup does for one head."""
   last, chunks = inputs
-  first, after, d_z, d_deltas_out, *on_deltas = results
+  first, after, d_z, d_deltas_out, on_delta_1_out = results
   bounded = chunks.bounded
   buffers, barriers = scratch
   (weights, momentum), layer_2, acts = (
@@ -211,6 +212,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     (bend,) = tiles.packed(
         tiles.columns(through_gelu, delta, chunks.bends.at[*here(n), t])
     )
+    tiles.plgpu.commit_smem()  # Of dU comes a product.
     return bend
 
   def update(layer, i, n, rests, change):
@@ -294,7 +296,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
       d_deltas = over_units(acts, layer_2)
       if bounded is not None:
         on_delta_1 = inner(d_deltas, deltas[zero()])
-        on_deltas[0][*here(n)] = on_delta_1
+        on_delta_1_out[*here(n)] = on_delta_1
         factor = on_delta_1 * tokens[_DELTA_1]
         tokens[_DELTA_1] = factor
         d_deltas = less(d_deltas, factor, bounded.back.at[*here(n)])
@@ -363,7 +365,6 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
             of_tokens(_ACTS),
             chunks.acts.at[*here(n), t],
         )
-        tiles.plgpu.commit_smem()
       (dz,) = tiles.packed(
           tiles.columns(
               lambda x, slope, bend: (
@@ -400,11 +401,11 @@ class _Buffers(NamedTuple):
   Attributes:
     state: P of both layers, and R.
     layer_2: W_2.
-    acts: A, then dU.
+    acts: A, then dU (with a bound before that y * gelu'(Z)).
     keys: of a chunk.
     deltas: delta_2.
     back: what is known of dDelta_2, then dF.
-    tokens: as in `Chunks`.
+    tokens: as in `Chunks`, with what the kernel makes of a bound's rows.
   """
 
   state: Any
@@ -441,12 +442,10 @@ def _buffers(shape: shapes.Shape) -> _Buffers:
       keys=tokens,
       deltas=tokens,
       back=tokens,
-      tokens=tiles.plgpu.SMEM((_rows(shape), tiles.TILE), jnp.float32),
+      tokens=tiles.plgpu.SMEM(
+          (8 if shape.max_grad_norm is None else 16, tiles.TILE), jnp.float32
+      ),
   )
-
-
-def _rows(shape: shapes.Shape) -> int:
-  return 8 if shape.max_grad_norm is None else 16
 
 
 def shared_bytes(shape: shapes.Shape) -> int:
@@ -466,8 +465,8 @@ def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
   Returns:
     Those of the first state; of the states behind every chunk, leaves [I, N, ...]
     and without a rest, also where a document starts there; of Z, [I, N, hidden,
-    b]; of Delta_2, float32 [I, N, b, D]; and, with a bound, <delta, y> of the first
-    layer, float32 [I, N, b].
+    b]; of Delta_2, float32 [I, N, b, D]; and <delta, y> of the first layer, float32
+    [I, N, b], or None without a bound.
   """
   lead = (shape.instances,)
   barrier = tiles.plgpu.Barrier
@@ -476,11 +475,11 @@ def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
       state_came=barrier(num_arrivals=4 * shape.tiles),
       everyone=barrier(num_arrivals=shape.warpgroups),
   )
-  more: tuple[Any, ...] = ()
+  on_delta_1 = None
   if shape.max_grad_norm is not None:
     row = *lead, shape.chunks, tiles.TILE
-    more = (jax.ShapeDtypeStruct(row, jnp.float32),)
-  first, after, d_z, d_deltas, *on_deltas = block.launch(
+    on_delta_1 = jax.ShapeDtypeStruct(row, jnp.float32)
+  first, after, d_z, d_deltas, on_delta_1 = block.launch(
       _kernel,
       "fused_memory_scan_backward",
       shape,
@@ -492,7 +491,7 @@ def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
           jax.ShapeDtypeStruct(
               (*lead, shape.chunks, tiles.TILE, shape.width), shape.dtype
           ),
-          *more,
+          on_delta_1,
       ),
       (_buffers(shape), barriers),
       interpret,
@@ -502,7 +501,7 @@ def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
       after,
       d_z.reshape(*d_z.shape[:2], shape.hidden, shape.chunk),
       d_deltas[:, :, : shape.chunk].astype(jnp.float32),
-      *(x[:, :, : shape.chunk] for x in on_deltas),
+      None if on_delta_1 is None else on_delta_1[:, :, : shape.chunk],
   )
 
 
@@ -545,19 +544,15 @@ def prepare(
   }
   by_row = {row: x.reshape(own.keys.shape[:3]) for row, x in by_row.items()}
   d_delta_1, d_delta_2, bounded = d_seen.delta_1, d_seen.delta_2, None
-  if shape.max_grad_norm is not None:
-    scales, inputs = learned.bounds
+  if learned.bounds is not None:
+    scales, over_inputs, over_deltas = learned.bounds
     for row, of in ((_G_1, 0), (_N_1, 0), (_G_2, 1), (_N_2, 1)):
       by_row[row] *= scales[of]
-    d_delta_1 *= scales[0][..., None, :].astype(d_delta_1.dtype)
+    d_delta_1 = (scales[0][..., None, :] * d_delta_1).astype(shape.dtype)
     d_delta_2 *= scales[1][..., None]
-    # |delta'| is c / |a| where it is bounded.
-    square_1, square_2 = (
-        jnp.where(x > 0, 1 / (shape.max_grad_norm**2 * x), 0) for x in inputs
-    )
-    by_row[_DELTA_1] = scales[0] * square_1
-    by_row[_DELTA_2] = scales[1] ** 2 * square_2
-    by_row[_ACTS] = inputs[1]
+    by_row[_DELTA_1] = scales[0] * over_deltas[0]
+    by_row[_DELTA_2] = scales[1] ** 2 * over_deltas[1]
+    by_row[_ACTS] = over_inputs[1]
     back = learned.seen.delta_1 * learned.slopes
     bounded = Bounded(
         delta_1=in_tiles(learned.seen.delta_1),

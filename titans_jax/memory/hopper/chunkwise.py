@@ -50,12 +50,14 @@ class Bounds(NamedTuple):
   """What `max_grad_norm` makes of gradients u = a (x) delta, of both layers.
 
   Attributes:
-    scales: what delta is multiplied with, [I, N, b] each.
-    inputs: one over |a|^2 where a gradient is bounded, else zero; likewise.
+    scales: s, what delta is multiplied with, [I, N, b] each.
+    over_inputs: one over |a|^2 where a gradient is bounded, else zero; likewise.
+    over_deltas: one over |s delta|^2, likewise.
   """
 
-  scales: tuple[Array, Array]
-  inputs: tuple[Array, Array]
+  scales: tuple[Array, ...]
+  over_inputs: tuple[Array, ...]
+  over_deltas: tuple[Array, ...]
 
 
 class Learned(NamedTuple):
@@ -142,17 +144,23 @@ def learn(shape: shapes.Shape, before: Matrices, own: Chunk) -> Learned:
 def _bound(most: float, keys, acts, delta_1, delta_2) -> Bounds:
   """Bounds the norms of all tokens' gradients, |a| |delta|, layer by layer."""
   square = lambda x, axis: jnp.sum(jnp.square(x.astype(jnp.float32)), axis)
-  inputs = square(keys, -1), square(acts, -2)
-  scales = [
-      chunk_lib.scale_to_bound(a * delta, most)
-      for a, delta in zip(inputs, (square(delta_1, -2), square(delta_2, -1)))
-  ]
-  bounded = [jnp.where(s < 1, 1 / a, 0) for s, a in zip(scales, inputs)]
-  return Bounds(tuple(scales), tuple(bounded))
+
+  def of_layer(a, delta):
+    scale = chunk_lib.scale_to_bound(a * delta, most)
+    bounded = scale < 1
+    over_input = jnp.where(bounded, 1 / jnp.where(bounded, a, 1), 0)
+    return scale, over_input, jnp.where(bounded, a / most**2, 0)
+
+  return Bounds(
+      *zip(
+          of_layer(square(keys, -1), square(delta_1, -2)),
+          of_layer(square(acts, -2), square(delta_2, -1)),
+      )
+  )
 
 
-def by_bounded(bounds: Bounds, own: Chunk, on_deltas: Array) -> Array:
-  """Returns the keys' cotangents through the first layer's bound.
+def d_keys_of_bound(bounds: Bounds, own: Chunk, on_delta_1: Array) -> Array:
+  """Returns what the first layer's bound adds to the keys' cotangents.
 
   With delta' = s delta and s = c / (|a| |delta|), that of a is
   -<delta', d delta'> a / |a|^2.
@@ -160,9 +168,9 @@ def by_bounded(bounds: Bounds, own: Chunk, on_deltas: Array) -> Array:
   Args:
     bounds: from `learn`.
     own: the chunks.
-    on_deltas: <delta', d delta'> of the first layer, [I, N, b].
+    on_delta_1: <delta', d delta'> of that layer, [I, N, b].
   """
-  return -(on_deltas * bounds.inputs[0])[..., None] * own.keys
+  return -(on_delta_1 * bounds.over_inputs[0])[..., None] * own.keys
 
 
 def first_layer(shape: shapes.Shape, before: Matrices, own: Chunk) -> Array:

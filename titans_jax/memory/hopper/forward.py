@@ -215,7 +215,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
 
       @head.leads
       def _():
-        # As good as delta_1 are the factors that it meets.
+        # To scale what delta_1 is multiplied with spares scaling all its tiles.
         scale = bound(of_rows(keys), of_hidden(reads))
         for row in (_G_1, _N_1):
           tokens[row] = tokens[row] * scale
@@ -316,12 +316,14 @@ class _Buffers(NamedTuple):
 
   Attributes:
     state: W of both layers, and S.
-    hidden: the keys' hidden units; and their slopes, then the queries' units.
+    hidden: the keys' hidden units; and their slopes, with a bound then delta_1, then
+      the queries' units.
     keys: of a chunk; then what the second layer's W takes.
     queries: of a chunk; then what the second layer's S takes.
     scores: of either layer.
-    errors: then delta_2.
-    tokens: as in `Chunks`.
+    errors: then delta_2, which is bounded when the first layer is done with it.
+    tokens: as in `Chunks`; g and n of the first layer are multiplied with what
+      bounds delta_1, and its scores too.
   """
 
   state: Any

@@ -266,7 +266,7 @@ def _through(call, span, constants, d_after):
   linear = backward.prepare(
       shape, going_on(own), before, learned, direct, d_seen
   )
-  d_before, d_states, d_z, d_delta_2, *on_deltas = backward.run(
+  d_before, d_states, d_z, d_delta_2, on_delta_1 = backward.run(
       shape, d_after, linear, call.interpret
   )
 
@@ -280,7 +280,7 @@ def _through(call, span, constants, d_after):
   _, vjp_rest = jax.vjp(rest, own)
   (d_rest,) = vjp_rest((chunkwise.matrices(shape, d_states), d_delta_2, d_z))
   if learned.bounds is not None:
-    d_keys = chunkwise.by_bounded(learned.bounds, own, *on_deltas)
+    d_keys = chunkwise.d_keys_of_bound(learned.bounds, own, on_delta_1)
     d_rest = d_rest._replace(keys=d_rest.keys + d_keys)
   d_chunks, d_params = vjp_own(jax.tree.map(jnp.add, d_own, d_rest))
   d_initial = None
