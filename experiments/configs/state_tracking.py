@@ -13,5 +13,7 @@ def get_config():
       # the token before left the weights, and a linear memory's (1 - alpha) I -
       # 2 theta k^T k has eigenvalues down to -1.
       model={"chunk_size": 1, "max_learning_rate": 1.0, "window": 64},
+      # Enough for parity; the deep memory, token by token, takes its time.
+      data={"batch_size": 16},
       train={"num_steps": 2000, "eval_every": 200, "checkpoint_every": 500},
   )
