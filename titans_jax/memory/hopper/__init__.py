@@ -9,10 +9,10 @@ network (M(x) = x + g * LN(gelu(x W_1) W_2)) and live beside it, not in
 A block of threads owns a head. The hidden units are cut into tiles of 64; a
 warpgroup owns some of them, with their rows of W_1^T, W_2 and of both momenta:
 [64, D] each. Everything a hidden unit needs is then local to its warpgroup, but
-for the sums over all hidden units, f(k) and f(q); those, and what is done to
-whole rows (LN, the loss, the output), are the first warpgroup's. Activations are
-kept transposed, hidden units by tokens, so a tile fills a `wgmma` whatever the
-chunk size.
+for the sums over all hidden units, f(k), f(q) and, with a bound, |delta_1|; those,
+and what is done to whole rows (LN, the loss, the output), are the first
+warpgroup's. Activations are kept transposed, hidden units by tokens, so a tile
+fills a `wgmma` whatever the chunk size.
 
 What lies where: weights are the sum of a bfloat16 part in shared memory, which
 the products take, and of what its rounding left, in registers: together 16 bits
