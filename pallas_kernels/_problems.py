@@ -87,11 +87,7 @@ class Problem:
 
   def why_not_gpu(self) -> str | None:
     """Returns why the kernel for Hopper GPUs does not run it; None: it does."""
-    rule = chunk_lib.Rule(
-        self.net,
-        max_grad_norm=self.max_grad_norm,
-        dtype=jnp.dtype(self.dtype),
-    )
+    rule = chunk_lib.Rule(self.net, dtype=jnp.dtype(self.dtype))
     carry = chunk_lib.Carry((), () if self.momentum else None)
     return (
         hopper.why_not_device()

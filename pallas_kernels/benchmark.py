@@ -229,11 +229,7 @@ def _table(problem, rows: list[dict], device) -> str:
       f"D {problem.head_dim}, hidden {problem.hidden}, chunk {problem.chunk},"
       f" heads {problem.heads}, batch {problem.batch}, length"
       f" {problem.length}, {problem.dtype}"
-      + (
-          ""
-          if problem.max_grad_norm is None
-          else f", max_grad_norm {problem.max_grad_norm:g}"
-      )
+      + command_line.describe_max_grad_norm(problem.max_grad_norm)
       + "; backward includes forward.",
       "",
       f"{'':<20}{'ms':>10}{'tokens/s':>13}{'time / xla':>12}"

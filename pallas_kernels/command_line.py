@@ -58,6 +58,11 @@ def define_max_grad_norm() -> flags.FlagHolder:
   return flag
 
 
+def describe_max_grad_norm(bound: float | None) -> str:
+  """Returns what a list of sizes goes on with; nothing without a bound."""
+  return "" if bound is None else f", max_grad_norm {bound:g}"
+
+
 def check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> None:
   """Raises ValueError for a list flag that names none, or one unknown."""
   if not names:

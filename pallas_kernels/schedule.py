@@ -371,8 +371,7 @@ def main(argv) -> None:
   versions = ", ".join(
       f"{name} {importlib.metadata.version(name)}" for name in ("jax", compiler)
   )
-  bound = _MAX_GRAD_NORM.value
-  rule = "" if bound is None else f", max_grad_norm {bound:g}"
+  rule = command_line.describe_max_grad_norm(_MAX_GRAD_NORM.value)
   print(f"Source: compiler ({versions}), {device}{rule}. {about}")
   print(table(rows))
 

@@ -330,11 +330,12 @@ class _Compiled(absent_gpu.TestCase):
   """Compiles for GPUs that are not there (compiler, not measurement)."""
 
   def check_spills(
-      self, target, dim, chunk, *, most=0, most_backward=0, **options
+      self, target, dim, chunk, max_grad_norm, *, most=0, most_backward=0
   ):
-    result, kernels = compile_(
-        _aot_gpu.Case(target, dim, 4 * dim, chunk, heads=4, **options)
+    case = _aot_gpu.Case(
+        target, dim, 4 * dim, chunk, heads=4, max_grad_norm=max_grad_norm
     )
+    result, kernels = compile_(case)
     name = "fused_memory_scan"
     bounds = {
         name: most,
@@ -360,14 +361,16 @@ class CompiledTest(_Compiled):
     self.assertEqual(result.get("keep_every"), 2, result)
     self.assertLen(kernels, 3)
 
-  @parameterized.parameters((48, 16), (64, 16), (64, 64))
-  def test_without_spills(self, dim, chunk):
-    self.check_spills("h200", dim, chunk)
-
-  # As pretraining has it.
-  @parameterized.parameters((48, 16), (64, 16))
-  def test_without_spills_bounded(self, dim, chunk):
-    self.check_spills("h200", dim, chunk, max_grad_norm=1.0)
+  @parameterized.parameters(
+      (48, 16, None),
+      (64, 16, None),
+      (64, 64, None),
+      # As pretraining has it.
+      (48, 16, 1.0),
+      (64, 16, 1.0),
+  )
+  def test_without_spills(self, dim, chunk, max_grad_norm):
+    self.check_spills("h200", dim, chunk, max_grad_norm)
 
   @parameterized.parameters(("pallas", True), ("auto", True), ("xla", False))
   def test_through_the_scan_and_back(self, implementation, expected):
@@ -427,35 +430,30 @@ class CompiledTest(_Compiled):
 class EverySizeTest(_Compiled):
 
   @parameterized.product(
-      target=_aot_gpu.TARGETS, dim=hopper.WIDTHS, chunk=hopper.CHUNKS
+      target=_aot_gpu.TARGETS,
+      dim=hopper.WIDTHS,
+      chunk=hopper.CHUNKS,
+      max_grad_norm=(None, 1.0),
   )
-  def test_spills(self, target, dim, chunk):
+  def test_spills(self, target, dim, chunk, max_grad_norm):
     # 168 registers of a thread are few for 48 channels. (Loads, of which there are
     # eight bytes more than stores where states are kept.)
-    some = {(48, 32): (20, 36), (48, 64): (52, 44)}
-    most, most_backward = some.get((dim, chunk), (0, 0))
-    self.check_spills(
-        target, dim, chunk, most=most, most_backward=most_backward
-    )
-
-  @parameterized.product(
-      target=_aot_gpu.TARGETS, dim=hopper.WIDTHS, chunk=hopper.CHUNKS
-  )
-  def test_spills_bounded(self, target, dim, chunk):
     some = {
-        (48, 32): (12, 16),
-        (48, 64): (216, 48),
-        (64, 32): (0, 8),
-        (64, 64): (8, 0),
+        (48, 32, None): (20, 36),
+        (48, 64, None): (52, 44),
+        (48, 32, 1.0): (12, 16),
+        (48, 64, 1.0): (216, 48),
+        (64, 32, 1.0): (0, 8),
+        (64, 64, 1.0): (8, 0),
     }
-    most, most_backward = some.get((dim, chunk), (0, 0))
+    most, most_backward = some.get((dim, chunk, max_grad_norm), (0, 0))
     self.check_spills(
         target,
         dim,
         chunk,
+        max_grad_norm,
         most=most,
         most_backward=most_backward,
-        max_grad_norm=1.0,
     )
 
 

@@ -180,9 +180,11 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
   def added(x, more):
     return tiles.columns(lambda x, y: x + y.astype(jnp.float32), x, more)
 
+  def times(x, y):
+    return x * y.astype(jnp.float32)
+
   def inner(x, y):
     """Returns the inner products of rows, [64]."""
-    times = lambda x, y: x * y.astype(jnp.float32)
     return jnp.sum(tiles.columns(times, x, y), axis=1)
 
   def less(x, factors, y):
@@ -194,7 +196,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     return tiles.columns(strip, x, y)
 
   def through_gelu(x, slope):
-    return (x * slope.astype(jnp.float32)).astype(dtype)
+    return times(x, slope).astype(dtype)
 
   def correct(n, t):
     """Makes dDelta_1 of y, and dU of that; returns dDelta_1 * bends."""
@@ -316,18 +318,13 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
         y = y.astype(jnp.float32)
         return x - rows(mean_x, x) - y * rows(along, x)
 
-      def times(x, y):
-        return x * y.astype(jnp.float32)
-
-      along = mean(tiles.columns(times, d_deltas, y))
+      along = inner(d_deltas, y) * (1 / width)
       mean_d = mean(d_deltas)
       h = tiles.columns(lambda x, y: across(x, y, mean_d, along), d_deltas, y)
       # scale mean(h v) = mean(h delta) + scale mean(y v) mean(y d_deltas) (1 -
       # mean(y^2)), of which the last is epsilon scale^2.
       left = along * (networks.NORM_EPSILON * scale * scale)
-      on_delta = (
-          mean(tiles.columns(times, h, deltas[zero()])) + tokens[_ALONG] * left
-      )
+      on_delta = inner(h, deltas[zero()]) * (1 / width) + tokens[_ALONG] * left
       gains = tiles.per_column(gain)
 
       def through_loss(h, gain):
