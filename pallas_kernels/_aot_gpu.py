@@ -24,7 +24,6 @@ from jax.experimental import topologies
 import numpy as np
 
 from pallas_kernels import _aot
-from titans_jax.memory import chunk as chunk_lib
 from titans_jax.memory import hopper
 
 # What XLA's compiler asks of a GPU: makers' figures, and limits of CUDA's
@@ -183,7 +182,7 @@ def compile_case(case: Case) -> dict[str, Any]:
   """Compiles the kernels: forward, alone and with its states kept, and backward.
 
   Returns:
-    Threads and bytes of shared memory of a block, and chunks between states.
+    As `hopper.budget`.
 
   Raises:
     ValueError: no kernel for these sizes.
@@ -202,7 +201,6 @@ def compile_case(case: Case) -> dict[str, Any]:
   options = step.options
 
   def run(carry, chunks, constants):
-    chunks = chunk_lib.with_coefficients(chunks)
     return hopper.scan(options, carry, chunks, constants, group=case.group)
 
   def run_both(carry, chunks, constants, cotangents):
@@ -244,12 +242,12 @@ def read_report(text: str) -> dict[str, dict[str, int]]:
 
 
 def blocks_per_core(
-    target: str, registers: int, threads: int, shared: int
+    target: str, registers: int, threads: int, shared_bytes: int
 ) -> int:
   """Returns how many blocks of a kernel a multiprocessor holds at once."""
   # Registers are given out in eights, and a block has a KiB of its own.
   by_registers = _REGISTERS // (-(-registers // 8) * 8 * threads)
-  by_memory = (GPUS[target]["shared"] + 1024) // (shared + 1024)
+  by_memory = (GPUS[target]["shared"] + 1024) // (shared_bytes + 1024)
   return min(by_registers, by_memory, 2048 // threads)
 
 

@@ -152,6 +152,8 @@ def compile_for_gpu(case: _aot_gpu.Case) -> list[dict[str, Any]]:
       "fused_memory_scan": "forward",
       "fused_memory_scan_keeping": "forward, kept",
       "fused_memory_scan_backward": "backward",
+      "memory_coefficients": "coefficients",
+      "memory_coefficients_backward": "their derivative",
   }
   return [
       {
@@ -164,13 +166,9 @@ def compile_for_gpu(case: _aot_gpu.Case) -> list[dict[str, Any]]:
           "chunk": case.chunk,
           "max_grad_norm": case.max_grad_norm,
           **kernel,
-          "threads": cut["threads"],
-          "shared_bytes": cut["shared_bytes"],
+          **cut["kernels"][name],
           "blocks_per_core": _aot_gpu.blocks_per_core(
-              case.target,
-              kernel["registers"],
-              cut["threads"],
-              cut["shared_bytes"],
+              case.target, kernel["registers"], **cut["kernels"][name]
           ),
       }
       for name, kernel in _aot_gpu.read_report(text).items()

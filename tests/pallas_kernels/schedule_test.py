@@ -224,12 +224,15 @@ class CommandTest(parameterized.TestCase):
     process = run("--target=h200", "--head_dim=48", "--chunk=16", "--json")
     self.assertEqual(process.returncode, 0, process.stderr)
     rows = json.loads(process.stdout)
+    by_direction = {row["direction"]: row for row in rows}
+    scans = ("forward", "forward, kept", "backward")
     self.assertEqual(
-        [r["direction"] for r in rows], ["forward", "forward, kept"]
+        set(by_direction), {*scans, "coefficients", "their derivative"}
     )
     for row in rows:
       self.assertEqual((row["source"], row["hidden"]), ("compiler", 192))
       self.assertEqual((row["spill_stores"], row["spill_loads"]), (0, 0))
+    for row in map(by_direction.get, scans):
       self.assertEqual(row["threads"], 3 * 128)
       # A state of 108 KiB in 16-bit parts, of a multiprocessor's 227.
       self.assertBetween(row["shared_bytes"], 72 * 1024, 227 * 1024)

@@ -82,19 +82,19 @@ class Coefficients(NamedTuple):
   momentum_gradients: Array | None
 
 
-def _blocks(chunk_size: int) -> int:
+def blocks_of(chunk_size: int) -> int:
   return math.gcd(chunk_size, _ROWS if chunk_size < _LONG else 8 * _ROWS)
 
 
 def arrange(x: Array) -> Array:
   """Lays out tokens [b, ...]: token i of block r to row i c + r."""
-  blocks = x.reshape(_blocks(x.shape[0]), -1, *x.shape[1:])
+  blocks = x.reshape(blocks_of(x.shape[0]), -1, *x.shape[1:])
   return jnp.swapaxes(blocks, 0, 1).reshape(x.shape)
 
 
 def restore(x: Array) -> Array:
   """Undoes `arrange`."""
-  blocks = x.reshape(-1, _blocks(x.shape[0]), *x.shape[1:])
+  blocks = x.reshape(-1, blocks_of(x.shape[0]), *x.shape[1:])
   return jnp.swapaxes(blocks, 0, 1).reshape(x.shape)
 
 
@@ -182,7 +182,7 @@ def coefficients(gates: Gates) -> list[Coefficients]:
 def _of_layer(gates: Gates) -> Coefficients:
   """Returns a layer's coefficients for a chunk, given its gates [b]."""
   (size,) = gates.keep.shape
-  count = _blocks(size)
+  count = blocks_of(size)
   steps = size // count
 
   def follow(before, token):
@@ -236,7 +236,7 @@ def coefficients_in_kernel(
       derivative only.
   """
   layers, size = gates.keep.shape
-  count = _blocks(size)
+  count = blocks_of(size)
   steps = size // count
 
   def by_token(x):  # [b, L b] -> of tokens i: [c, L b]

@@ -190,8 +190,7 @@ def _scan_scalar(options, carry, chunks, constants, *, group, recompute):
     )
 
   def by_hopper(carry, prepared, constants):
-    chunks = chunk_lib.with_coefficients(prepared)
-    return hopper.scan(options, carry, chunks, constants, group=group)
+    return hopper.scan(options, carry, prepared, constants, group=group)
 
   arguments = carry, prepared, constants
   # Only the kernel of the devices meant is traced: that takes seconds.

@@ -19,6 +19,8 @@ the products take, and of what its rounding left, in registers: together 16 bits
 of mantissa. Momentum is bfloat16 in shared memory: it decays, and with it what
 rounding did to it. Chunks come by TMA while the last one is finished.
 
+The dual form's coefficients come from kernels of their own (`coefficients`).
+
 The forward kernel keeps its state before every few chunks. In the backward pass a
 second kernel takes the state's cotangent from chunk to chunk; all else is XLA's,
 for a span of chunks at once.

@@ -60,6 +60,8 @@ from titans_jax.memory.hopper import tiles
 
 Array = jax.Array
 
+NAME = "fused_memory_scan_backward"
+
 # Rows of the numbers per token of a chunk, in `Chunks.tokens`: -g and -n of both
 # layers, one over the deviation of f(k), and that times mean(LN(f(k)) v). With a
 # bound, where it acts: s / |delta_1'|^2, 1 / |delta_2|^2, 1 / |a|^2 of the second
@@ -478,7 +480,7 @@ def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
     on_delta_1 = jax.ShapeDtypeStruct(row, jnp.float32)
   first, after, d_z, d_deltas, on_delta_1 = block.launch(
       _kernel,
-      "fused_memory_scan_backward",
+      NAME,
       shape,
       (last, chunks),
       (

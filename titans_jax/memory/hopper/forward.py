@@ -19,6 +19,9 @@ from titans_jax.memory.hopper import tiles
 
 Array = jax.Array
 
+NAME = "fused_memory_scan"
+NAME_KEEPING = f"{NAME}_keeping"
+
 # Rows of the numbers per token of a chunk, in `Chunks.tokens`.
 _BETA_2, _F_2, _G_2, _N_2, _BETA_1, _F_1, _G_1, _N_1 = range(8)
 
@@ -398,11 +401,11 @@ def run(
       jax.ShapeDtypeStruct(of_chunks, jnp.float32),
       shapes.state_type(shape, (tiles.TILE, tiles.TILE), shape.instances),
   )
-  name = "fused_memory_scan"
+  name = NAME
   if shape.keep_every is not None:
     kept = -(-shape.chunks // shape.keep_every)
     results += (shapes.state_type(shape, (), shape.instances, kept),)
-    name += "_keeping"
+    name = NAME_KEEPING
   barrier = tiles.plgpu.Barrier
   barriers = _Barriers(
       chunk_came=barrier(num_arrivals=5),

@@ -16,6 +16,7 @@ from titans_jax.memory import dual
 from titans_jax.memory import kept as kept_lib
 from titans_jax.memory.hopper import backward
 from titans_jax.memory.hopper import chunkwise
+from titans_jax.memory.hopper import coefficients
 from titans_jax.memory.hopper import forward
 from titans_jax.memory.hopper import shapes
 
@@ -42,7 +43,7 @@ def scan(
   Args:
     options: the rule, whose products' operands have a dtype.
     carry: W and S, leaves [B, H, D, hidden], turned.
-    chunks: leaves [B, H, N, ...], with coefficients.
+    chunks: leaves [B, H, N, ...], with gates.
     constants: the network's slow parameters, and what documents start from.
     group: chunks between states that are kept for the backward pass. None: one,
       or near sqrt(N) where states are many.
@@ -52,6 +53,9 @@ def scan(
     The carry at the end, and outputs [B, H, N, b, D] and losses [B, H, N, 1, b].
   """
   steps = chunks.keys.shape[2]
+  chunks = chunks._replace(
+      gates=coefficients.coefficients(chunks.gates, interpret)
+  )
   call = _Call(options, *_cut(options, carry, chunks, group), interpret)
   chunks = _close(_pad(chunks, -steps % call.span))
   starts, initial = chunks.resets, None
@@ -127,14 +131,24 @@ def choose_span(shape: shapes.Shape, kept: int) -> int:
   return -(-groups // spans) * kept
 
 
-def budget(options, carry, chunks, *, group=None) -> dict[str, int | None]:
-  """Returns what a block of threads takes, and how often states are kept."""
+def budget(options, carry, chunks, *, group=None) -> dict[str, Any]:
+  """Returns what a block of threads takes, by kernel, and `keep_every`, chunks
+  between states that are kept."""
   shape = _shape(options, chunks)
+
+  def block(warpgroups, shared_bytes):
+    return {"threads": 128 * warpgroups, "shared_bytes": shared_bytes}
+
+  ahead = block(shape.warpgroups, forward.shared_bytes(shape))
+  back = block(shape.warpgroups, backward.shared_bytes(shape))
   return {
-      "threads": 128 * shape.warpgroups,
-      "shared_bytes": max(
-          forward.shared_bytes(shape), backward.shared_bytes(shape)
-      ),
+      "kernels": {
+          forward.NAME: ahead,
+          forward.NAME_KEEPING: ahead,
+          backward.NAME: back,
+          coefficients.NAME: block(1, 0),
+          coefficients.NAME_BACKWARD: block(1, coefficients.SHARED_BYTES),
+      },
       "keep_every": _cut(options, carry, chunks, group)[0],
   }
 
