@@ -32,10 +32,6 @@ NAME_BACKWARD = f"{NAME}_backward"
 # Rows of numbers per token.
 _KEEP, _ETA, _MU, _BETA, _D_BETA = range(5)
 
-# The rows that the derivative makes again, of g and of p.
-_SHARED = (tiles.TILE, tiles.TILE)
-SHARED_BYTES = 2 * 4 * tiles.TILE**2
-
 
 class _Rows(NamedTuple):
   """What the recurrences give, of M chunks.
@@ -127,7 +123,7 @@ def _recur_bwd(interpret, saved, d_rows):
       NAME_BACKWARD,
       (_by_token(*saved, d_rows.beta), widen(d_rows.g), widen(d_rows.p)),
       [wide, wide],
-      [tiles.plgpu.SMEM(_SHARED, jnp.float32)] * 2,
+      [*_buffers(size), tiles.plgpu.Barrier(num_arrivals=2)],
       interpret,
   )
   # mu is whether a token is written.
@@ -159,13 +155,12 @@ def _launch(kernel, name: str, inputs, results, scratch, interpret):
   )(*inputs)
 
 
-def _follow(size: int, chunk, tokens, fn):
+def _follow(size: int, tokens, fn):
   """Goes through the tokens of a chunk.
 
   Args:
     size: b.
-    chunk: its number.
-    tokens: reference to numbers per token, [M, n, b].
+    tokens: reference to numbers per token, [n, b].
     fn: (place, rows before, rows) -> None; rows are p, g and beta, all [64].
 
   Returns:
@@ -176,7 +171,7 @@ def _follow(size: int, chunk, tokens, fn):
   def step(t, carry):
     before, betas = carry
     at = _place(size, t)
-    keep, eta, mu = (tokens[chunk, i, at] for i in (_KEEP, _ETA, _MU))
+    keep, eta, mu = (tokens[i, at] for i in (_KEEP, _ETA, _MU))
     p, g, beta = before
     own = columns == at
     p = jnp.where(own, 1.0, eta * p)
@@ -208,40 +203,69 @@ def _forward(size: int, chunk, tokens, g_out, beta_out, p_out):
     del before
     tiles.store(g_out.at[chunk, at], after[1])
 
-  (p, _, _), betas = _follow(size, chunk, tokens, store)
+  (p, _, _), betas = _follow(size, tokens.at[chunk], store)
   tiles.store(beta_out.at[chunk], betas)
   tiles.store(p_out.at[chunk], p)
 
 
-def _backward(
-    size: int, chunk, tokens, d_g, d_p, d_keep, d_eta, by_keep, by_eta
-):
-  """Gives the cotangents of keep and eta; `by_*` are shared memory [64, 64]."""
+class _Buffers(NamedTuple):
+  """Shared memory of the derivative.
+
+  Attributes:
+    tokens: numbers per token, [5, b].
+    d_g: [b, 64].
+    by_keep: rows of G before each token, then what keep's cotangent sums up,
+      [64, 64].
+    by_eta: likewise of P, and eta's.
+  """
+
+  tokens: Any
+  d_g: Any
+  by_keep: Any
+  by_eta: Any
+
+
+def _buffers(size: int) -> _Buffers:
+  buffer = lambda *sizes: tiles.plgpu.SMEM(sizes, jnp.float32)
+  square = buffer(tiles.TILE, tiles.TILE)
+  return _Buffers(buffer(5, size), buffer(size, tiles.TILE), square, square)
+
+
+def shared_bytes(size: int) -> int:
+  """Returns the shared memory of the derivative's block, for chunks of b."""
+  return tiles.shared_bytes(_buffers(size), 1)
+
+
+def _backward(size: int, chunk, tokens, d_g, d_p, d_keep, d_eta, *scratch):
+  """Gives the cotangents of keep and eta."""
+  *buffers, came = scratch
+  held = _Buffers(*buffers)
+  for source, target in ((tokens, held.tokens), (d_g, held.d_g)):
+    tiles.plgpu.copy_gmem_to_smem(source.at[chunk], target, came)
+  tiles.plgpu.barrier_wait(came)
 
   def keep_before(at, before, after):
     del after
-    by_eta[at], by_keep[at], _ = before
+    held.by_eta[at], held.by_keep[at], _ = before
 
-  _follow(size, chunk, tokens, keep_before)
+  _follow(size, held.tokens, keep_before)
   columns = _columns()
   zeros = jnp.zeros_like(columns, jnp.float32)
 
   def step(i, carry):
     on_p, on_g, on_beta, through_beta = carry
     t = size - 1 - i
-    at = _place(size, t)
+    at, before = _place(size, t), _place(size, jnp.maximum(t - 1, 0))
     keep, eta, mu, d_beta = (
-        tokens[chunk, row, at] for row in (_KEEP, _ETA, _MU, _D_BETA)
+        held.tokens[row, at] for row in (_KEEP, _ETA, _MU, _D_BETA)
     )
-    on_g = on_g + tiles.load(d_g.at[chunk, at], 0)
+    on_g = on_g + held.d_g[at]
     on_p = on_p + mu * on_g
     on_beta = on_beta + d_beta
-    beta_before = jnp.where(
-        t > 0, tokens[chunk, _BETA, _place(size, jnp.maximum(t - 1, 0))], 1.0
-    )
+    beta_before = jnp.where(t > 0, held.tokens[_BETA, before], 1.0)
     # What a row's own and later columns add is zero: so are theirs before it.
-    by_keep[at] = on_g * by_keep[at]
-    by_eta[at] = on_p * by_eta[at]
+    held.by_keep[at] = on_g * held.by_keep[at]
+    held.by_eta[at] = on_p * held.by_eta[at]
     through_beta = jnp.where(columns == at, on_beta * beta_before, through_beta)
     return eta * on_p, keep * on_g, keep * on_beta, through_beta
 
@@ -249,5 +273,5 @@ def _backward(
   *_, through_beta = jax.lax.fori_loop(0, size, step, start)
   tiles.plgpu.commit_smem()
   total = lambda ref: jnp.sum(tiles.load(ref), axis=1)
-  tiles.store(d_keep.at[chunk], total(by_keep) + through_beta)
-  tiles.store(d_eta.at[chunk], total(by_eta))
+  tiles.store(d_keep.at[chunk], total(held.by_keep) + through_beta)
+  tiles.store(d_eta.at[chunk], total(held.by_eta))

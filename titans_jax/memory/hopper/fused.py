@@ -147,7 +147,9 @@ def budget(options, carry, chunks, *, group=None) -> dict[str, Any]:
           forward.NAME_KEEPING: ahead,
           backward.NAME: back,
           coefficients.NAME: block(1, 0),
-          coefficients.NAME_BACKWARD: block(1, coefficients.SHARED_BYTES),
+          coefficients.NAME_BACKWARD: block(
+              1, coefficients.shared_bytes(shape.chunk)
+          ),
       },
       "keep_every": _cut(options, carry, chunks, group)[0],
   }
