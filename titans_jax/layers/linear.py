@@ -10,6 +10,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from titans_jax.layers import recompute
+
 Array = jax.Array
 
 
@@ -29,7 +31,7 @@ def dense(features: int, module, name: str | None = None, scale: float = 1.0):
 
 def rms_norm(module, name: str | None = None, **kwargs):
   """Returns an RMSNorm in the dtypes of `module`."""
-  return nn.RMSNorm(
+  return recompute.light(nn.RMSNorm)(
       epsilon=1e-6,
       dtype=module.dtype,
       param_dtype=module.param_dtype,

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from titans_jax import memory as memory_lib
 from titans_jax.layers import convolution
 from titans_jax.layers import linear
+from titans_jax.layers import recompute
 from titans_jax.memory import chunk as chunk_lib
 from titans_jax.memory import interface
 from titans_jax.memory import layout as layout_lib
@@ -346,8 +347,14 @@ class NeuralMemory(nn.Module):
       update_memory: bool,
   ) -> tuple[Array, NeuralMemoryState, Gauges]:
     """Learns and reads x [B, A, d] where `layout` says its tokens stand."""
-    queries, query = self.queries(x, state.query, layout)
-    tokens, write = self.writes(x, state.write, layout, update_memory)
+
+    def paths(self):
+      return (
+          self.queries(x, state.query, layout),
+          self.writes(x, state.write, layout, update_memory),
+      )
+
+    (queries, query), (tokens, write) = recompute.light(paths)(self)
     outputs, loss, memory = interface.advance(
         self.options,
         state.memory,
@@ -413,9 +420,13 @@ class NeuralMemory(nn.Module):
       outputs: of the memory.
       x: [B, A, d], the layer's input, which gates them.
     """
-    y = self.norm(outputs.astype(self.dtype))
-    gate = nn.silu(self.out_gate(x))
-    return self.out(y.reshape(gate.shape) * gate)
+
+    def gated(self):
+      y = self.norm(outputs.astype(self.dtype))
+      gate = nn.silu(self.out_gate(x))
+      return self.out(y.reshape(gate.shape) * gate)
+
+    return recompute.light(gated)(self)
 
   def gauges(self, tokens, loss, carry, mask) -> Gauges:
     """Averages over the real tokens of [B, A, H, ...], and heads."""

@@ -15,6 +15,7 @@ from titans_jax.layers import attention
 from titans_jax.layers import feed_forward
 from titans_jax.layers import linear
 from titans_jax.layers import neural_memory
+from titans_jax.layers import recompute
 from titans_jax.memory import layout as layout_lib
 from titans_jax.memory import sharding
 from titans_jax.models import config as config_lib
@@ -104,7 +105,7 @@ class Block(nn.Module):
     self.mixer_norm = linear.rms_norm(config)
     self.mixer = MIXERS[config.variant](config)
     self.feed_forward_norm = linear.rms_norm(config)
-    self.feed_forward = feed_forward.SwiGLU(
+    self.feed_forward = recompute.light(feed_forward.SwiGLU)(
         config.ffn_dim,
         dtype=config.dtype,
         param_dtype=config.param_dtype,

@@ -18,6 +18,7 @@ import jax
 from titans_jax.layers import attention as attention_lib
 from titans_jax.layers import linear
 from titans_jax.layers import neural_memory as neural_memory_lib
+from titans_jax.layers import recompute
 from titans_jax.models import config as config_lib
 
 Array = jax.Array
@@ -154,7 +155,7 @@ class MemoryAsGate(nn.Module):
   def setup(self):
     self.memory = neural_memory(self.config)
     self.attention = window_attention(self.config)
-    self.gate = Gate(self.config)
+    self.gate = recompute.light(Gate)(self.config)
 
   def initial_state(self, prefix: Array) -> MemoryWindowState:
     memory, _ = self.memory.initial_state(prefix)

@@ -53,11 +53,8 @@ def scan(
     The carry at the end, and outputs [B, H, N, b, D] and losses [B, H, N, 1, b].
   """
   steps = chunks.keys.shape[2]
-  chunks = chunks._replace(
-      gates=coefficients.coefficients(chunks.gates, interpret)
-  )
   call = _Call(options, *_cut(options, carry, chunks, group), interpret)
-  chunks = _close(_pad(chunks, -steps % call.span))
+  chunks = _pad(chunks, -steps % call.span)
   starts, initial = chunks.resets, None
   if starts is not None:
     starts = starts.reshape(chunks.keys.shape[:3])
@@ -157,7 +154,25 @@ def budget(options, carry, chunks, *, group=None) -> dict[str, Any]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(call, carry, chunks, constants, starts):
+  chunks = _with_coefficients(call, chunks)[0]
   return _forward(call, None, carry, chunks, constants, starts)[:2]
+
+
+def _with_coefficients(call, chunks):
+  """Returns chunks with coefficients, and these' derivative: cotangents of theirs
+  to those of the chunks."""
+
+  def of(gates):
+    return _close(coefficients.coefficients(gates, call.interpret), closes)
+
+  closes = chunks.closes
+  found, vjp = jax.vjp(of, chunks.gates)
+
+  def back(d_chunks):
+    (d_gates,) = vjp(d_chunks.gates)
+    return d_chunks._replace(gates=d_gates)
+
+  return chunks._replace(gates=found, closes=None), back
 
 
 def _forward(call, keep_every, carry, chunks, constants, starts):
@@ -181,8 +196,14 @@ def _run(call, shape, state, chunks, constants, starts):
 
 def _scan_fwd(call, carry, chunks, constants, starts):
   carry, ys, (kept,) = _forward(
-      call, call.kept, carry, chunks, constants, starts
+      call,
+      call.kept,
+      carry,
+      _with_coefficients(call, chunks)[0],
+      constants,
+      starts,
   )
+  # Coefficients are made again: they are several times what they are made of.
   like = jax.tree.map(lambda x: jnp.zeros((), x.dtype), carry)
   return (carry, ys), (kept, like, chunks, constants, starts)
 
@@ -190,6 +211,7 @@ def _scan_fwd(call, carry, chunks, constants, starts):
 def _scan_bwd(call, saved, cotangents):
   """Goes through spans of chunks in reverse."""
   kept, like, chunks, constants, starts = saved
+  chunks, through_coefficients = _with_coefficients(call, chunks)
   d_last, (d_outputs, _) = cotangents
   batch, heads, steps = chunks.keys.shape[:3]
   # Where a document starts behind a chunk nothing of its state goes on.
@@ -231,7 +253,8 @@ def _scan_bwd(call, saved, cotangents):
     )
     d_constants = d_constants._replace(initial=d_initial)
     d_first = jax.tree.map(lambda x: jnp.where(at_once, 0, x), d_first)
-  return d_first, jax.tree.map(joined, d_chunks), d_constants, None
+  d_chunks = through_coefficients(jax.tree.map(joined, d_chunks))
+  return d_first, d_chunks, d_constants, None
 
 
 class _Span(NamedTuple):
@@ -362,14 +385,16 @@ def _pad(chunks: chunk_lib.Prepared, extra: int) -> chunk_lib.Prepared:
   return jax.tree.map(pad, chunks)
 
 
-def _close(chunks: chunk_lib.Prepared) -> chunk_lib.Prepared:
+def _close(
+    of_layers: list[dual.Coefficients], closes: Array | None
+) -> list[dual.Coefficients]:
   """Gives chunks that do not close the coefficients of no update."""
-  if chunks.closes is None:
-    return chunks
+  if closes is None:
+    return of_layers
 
   def of_layer(c: dual.Coefficients) -> dual.Coefficients:
     def if_closed(value, otherwise):
-      return jnp.where(chunks.closes, value, otherwise)
+      return jnp.where(closes, value, otherwise)
 
     return c._replace(
         last_weights=if_closed(c.last_weights, 1),
@@ -379,5 +404,4 @@ def _close(chunks: chunk_lib.Prepared) -> chunk_lib.Prepared:
         momentum_gradients=if_closed(c.momentum_gradients, 0),
     )
 
-  gates = [of_layer(c) for c in chunks.gates]
-  return chunks._replace(gates=gates, closes=None)
+  return [of_layer(c) for c in of_layers]
