@@ -12,8 +12,8 @@ devices, there is no kernel: `jax.lax.scan` is compared with the reference.
 
 Compared are outputs, weights and momentum behind the last token ("forward"),
 and gradients with respect to queries, keys, values, gates, initial weights and
-slow parameters ("backward"). An error is that of the array that is furthest
-off, relative to the array's largest value. Its bounds:
+slow parameters ("backward"). The error of an array is its largest difference,
+relative to its largest value; shown is the array that is furthest off. Its bounds:
 
   * float32: on CPU 2e-5, ten times the largest seen in these cases; 1e-3 on
     devices whose tanh and square roots are approximations of their own. Products
@@ -23,8 +23,9 @@ off, relative to the array's largest value. Its bounds:
     bound is what rounding costs as a whole: how far `jax.lax.scan` in bfloat16
     is from itself in float32, in the same case, and never more than 0.1. The
     kernel for GPUs rounds once more here and there: it is compared with
-    `jax.lax.scan` in float32, and may be twice as far from that as
-    `jax.lax.scan` in bfloat16 is.
+    `jax.lax.scan` in float32, and every array may be twice as far from that as
+    in `jax.lax.scan` in bfloat16, by norms: how far one number of many is off says
+    little about rounding, and one array's error does not hide another's.
 
 The exit status is 1 if anything failed.
 """
@@ -167,18 +168,39 @@ def _on_gpu(problem: _problems.Problem) -> bool:
   return rounded.why_not_gpu() is None
 
 
-class Comparison(NamedTuple):
-  """One implementation against another: largest errors, and their bounds."""
+class Error(NamedTuple):
+  """How far an array is off, and may be."""
 
-  names: str
-  errors: tuple[float, float]
-  bounds: tuple[float, float]
-  worst: str
+  value: float
+  bound: float
+  name: str
 
   @property
   def ok(self) -> bool:
     # A NaN is no less than its bound.
-    return all(e <= b for e, b in zip(self.errors, self.bounds))
+    return self.value <= self.bound
+
+  @property
+  def share(self) -> float:
+    """Of its bound, infinite for a NaN."""
+    if math.isnan(self.value):
+      return math.inf
+    if not self.bound:
+      return math.inf if self.value else 0.0
+    return self.value / self.bound
+
+
+class Comparison(NamedTuple):
+  """One implementation against another, forward and backward: the arrays that are
+  furthest off, by their bounds."""
+
+  names: str
+  forward: Error
+  backward: Error
+
+  @property
+  def ok(self) -> bool:
+    return self.forward.ok and self.backward.ok
 
 
 def run(
@@ -220,12 +242,13 @@ def run(
 
 
 def _format(comparison: Comparison, seconds: float) -> str:
-  (forward, backward), bounds = comparison.errors, comparison.bounds
-  verdict = "ok" if comparison.ok else f"FAILED: {comparison.worst}"
+  forward, backward = comparison.forward, comparison.backward
+  worst = max(forward, backward, key=lambda error: error.share)
+  verdict = "ok" if comparison.ok else f"FAILED: {worst.name}"
   return (
-      f"{comparison.names:<19}forward {forward:.1e} (bound {bounds[0]:.1e}) "
-      f" backward {backward:.1e} (bound {bounds[1]:.1e})  {seconds:5.1f} s "
-      f" {verdict}"
+      f"{comparison.names:<19}forward {forward.value:.1e} (bound"
+      f" {forward.bound:.1e})  backward {backward.value:.1e} (bound"
+      f" {backward.bound:.1e})  {seconds:5.1f} s  {verdict}"
   )
 
 
@@ -278,19 +301,17 @@ def _compare(
   against = "float32" if _rounds_more(dtype) else dtype
   for other in others:
     results, expected = programs.backward(other, against)
-    forward = max(
-        (largest_error(r, results) for r in (alone, together)), key=_order
-    )
-    backward = largest_error(gradients, expected)
+    measure = by_norm if _rounds_more(dtype) else by_largest
+    bounds = _bounds(programs, dtype)
+    forward = [errors(r, results, measure) for r in (alone, together)]
+    backward = {
+        f"gradient of {name}": error
+        for name, error in errors(gradients, expected, measure).items()
+    }
     yield Comparison(
         f"{name}-{other}" + (f" {against}" if against != dtype else ""),
-        (forward[0], backward[0]),
-        _bounds(programs, dtype),
-        max(
-            forward,
-            (backward[0], f"gradient of {backward[1]}"),
-            key=_order,
-        )[1],
+        max((_worst(e, bounds[0]) for e in forward), key=lambda e: e.share),
+        _worst(backward, bounds[1]),
     )
 
 
@@ -298,42 +319,66 @@ def _rounds_more(dtype: str) -> bool:
   return dtype != "float32" and jax.default_backend() == "gpu"
 
 
-def _bounds(programs: _Programs, dtype: str) -> tuple[float, float]:
-  if dtype == "float32":
-    bound = 2e-5 if jax.default_backend() == "cpu" else 1e-3
-    return bound, bound
+def _bounds(programs: _Programs, dtype: str) -> tuple[list[float], list[float]]:
+  """Returns the bounds of all arrays, of results and of gradients."""
   rounded = programs.backward("xla", dtype)
   exact = programs.backward("xla", "float32")
-  times = hopper.ROUNDING if _rounds_more(dtype) else 1
-  forward, backward = (
-      times * largest_error(*pair)[0] for pair in zip(rounded, exact)
-  )
-  return min(_MOST_ROUNDING, forward), min(_MOST_ROUNDING, backward)
+
+  def of(actual, expected):
+    if dtype == "float32":
+      bound = 2e-5 if jax.default_backend() == "cpu" else 1e-3
+      return [bound] * len(jax.tree.leaves(expected))
+    if _rounds_more(dtype):
+      each = errors(actual, expected, by_norm).values()
+      found = [hopper.ROUNDING * error for error in each]
+    else:
+      each = errors(actual, expected, by_largest).values()
+      found = [max(each)] * len(each)
+    return [min(_MOST_ROUNDING, bound) for bound in found]
+
+  return of(rounded[0], exact[0]), of(rounded[1], exact[1])
 
 
-def largest_error(actual, expected) -> tuple[float, str]:
-  """Returns the error of the array that is furthest off, and its name.
+def _worst(found: Mapping[str, float], bounds: Sequence[float]) -> Error:
+  """Returns the error that is most of its bound."""
+  of_arrays = [
+      Error(value, bound, name)
+      for (name, value), bound in zip(found.items(), bounds, strict=True)
+  ]
+  return max(of_arrays, key=lambda error: error.share)
 
-  The error of an array is its largest difference, relative to the largest
-  value expected of it. NaN counts as further off than anything.
+
+def by_largest(difference: np.ndarray, expected: np.ndarray) -> float:
+  return _relative(np.max(np.abs(difference)), np.max(np.abs(expected)))
+
+
+def by_norm(difference: np.ndarray, expected: np.ndarray) -> float:
+  return _relative(np.linalg.norm(difference), np.linalg.norm(expected))
+
+
+def _relative(error, scale) -> float:
+  return float(error / scale) if scale else math.inf if error else 0.0
+
+
+def errors(actual, expected, measure) -> dict[str, float]:
+  """Returns the errors of all arrays by name.
+
+  Args:
+    actual: arrays.
+    expected: likewise.
+    measure: (difference, expected), float64 arrays -> error.
   """
   structures = jax.tree.structure(actual), jax.tree.structure(expected)
   if structures[0] != structures[1]:  # type: ignore[operator]
     raise ValueError(f"Arrays {structures[0]}, expected {structures[1]}.")
   named = jax.tree_util.tree_leaves_with_path(expected)
-  errors = []
+  found = {}
   for a, (path, e) in zip(jax.tree.leaves(actual), named):
     a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
     if a.shape != e.shape:
       raise ValueError(f"An array of shape {a.shape}, expected {e.shape}.")
-    difference, scale = np.max(np.abs(a - e)), np.max(np.abs(e))
-    error = difference / scale if scale else math.inf if difference else 0.0
-    errors.append((float(error), jax.tree_util.keystr(path)))
-  return max(errors, key=_order)
-
-
-def _order(error: tuple[float, str]) -> float:
-  return math.inf if math.isnan(error[0]) else error[0]
+    found[jax.tree_util.keystr(path)] = measure(a - e, e)
+  return found
 
 
 if __name__ == "__main__":

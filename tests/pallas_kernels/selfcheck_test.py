@@ -125,18 +125,43 @@ class SelfcheckTest(parameterized.TestCase):
     self.assertIn(message, output)
     self.assertIn("1 of 1 comparisons failed.", output)
 
-  def test_error_is_relative_to_the_largest_value_of_each_array(self):
-    expected = {"large": np.array([100.0, 1]), "small": np.array([1e-3, 0])}
-    actual = {"large": np.array([100.0, 2]), "small": np.array([1e-3, 1e-4])}
-    error, name = selfcheck.largest_error(actual, expected)
-    self.assertAlmostEqual(error, 0.1)
-    self.assertEqual(name, "['small']")
+  def test_an_array_does_not_hide_another(self):
+    # What it has lost is less than what others are off.
+    def kernel(problem, inputs):
+      results = XLA(problem, inputs)
+      first, *others = results.weights
+      lost = first.astype(jnp.bfloat16).astype(first.dtype)
+      return results._replace(weights=(lost, *others))
+
+    output = io.StringIO()
+    with (
+        mock.patch.object(selfcheck, "_rounds_more", lambda d: d != "float32"),
+        contextlib.redirect_stdout(output),
+    ):
+      status = selfcheck.run(
+          {"tiny": PROBLEM}, {"pallas": kernel, "xla": XLA}, ["bfloat16"]
+      )
+    self.assertIn("FAILED: .weights[0]", output.getvalue())
+    self.assertEqual(status, 1)
+
+  def test_errors_are_relative_to_each_array(self):
+    expected = {"large": np.array([100.0, 0]), "small": np.array([3e-3, 4e-3])}
+    actual = {"large": np.array([100.0, 2]), "small": np.array([3e-3, 5e-3])}
+    for measure, small in (
+        (selfcheck.by_largest, 0.25),
+        (selfcheck.by_norm, 0.2),
+    ):
+      found = selfcheck.errors(actual, expected, measure)
+      self.assertAlmostEqual(found["['large']"], 0.02)
+      self.assertAlmostEqual(found["['small']"], small)
 
   def test_other_arrays_are_refused(self):
     with self.assertRaisesRegex(ValueError, "expected"):
-      selfcheck.largest_error([np.ones(2)], [np.ones(2), np.ones(2)])
+      selfcheck.errors(
+          [np.ones(2)], [np.ones(2), np.ones(2)], selfcheck.by_norm
+      )
     with self.assertRaisesRegex(ValueError, "shape"):
-      selfcheck.largest_error([np.ones(1)], [np.ones(2)])
+      selfcheck.errors([np.ones(1)], [np.ones(2)], selfcheck.by_norm)
 
 
 if __name__ == "__main__":

@@ -107,10 +107,16 @@ def gelu_slope(z: Array) -> Array:
   return gate + z * gate * (1 - gate) * networks.gelu_steepness(z)
 
 
+def rounded(dtype, *xs: Array) -> tuple[Array, ...]:
+  """Returns arrays in a dtype, which XLA would pass on unrounded: it takes a number
+  that is rounded and widened again for the number itself."""
+  return jax.lax.optimization_barrier(tuple(x.astype(dtype) for x in xs))
+
+
 def split(x: Array, dtype) -> tuple[Array, Array]:
   """Returns x rounded, and what that left."""
-  rounded = x.astype(dtype)
-  return rounded, (x - rounded.astype(x.dtype)).astype(dtype)
+  (first,) = rounded(dtype, x)
+  return first, (x - first.astype(x.dtype)).astype(dtype)
 
 
 def whole(rounded: Array, rests: Array, place: int) -> Array:
