@@ -179,7 +179,8 @@ def tracing_for(name: str, shape: str = "1x1"):
 
 
 def compile_case(case: Case) -> dict[str, Any]:
-  """Compiles the kernels: forward, alone and with its states kept, and backward.
+  """Compiles the kernels: forward, alone and with its states kept, backward, and
+  those of the coefficients.
 
   Returns:
     As `hopper.budget`.

@@ -18,8 +18,8 @@ carry, which the core waits for once a program, are not.
     python -m pallas_kernels.schedule --target=h200 [--head_dim=64 --chunk=16]
 
 Compiles the kernels for Hopper GPUs instead: forward, alone and with the states
-that its backward pass starts from ("forward, kept"), and that of the backward pass.
-The compiler says what a thread has of registers, and bytes spilled; shared memory
+that its backward pass starts from ("forward, kept"), that of the backward pass, and
+those of the coefficients. The compiler says what a thread has of registers, and bytes spilled; shared memory
 is what the kernel asks for, and from both follow the blocks that a multiprocessor
 holds at once. Takes the extra `cuda13`, on Python 3.12 or newer.
 """
@@ -47,6 +47,7 @@ from pallas_kernels import _dumps
 from pallas_kernels import _work
 from pallas_kernels import command_line
 from pallas_kernels import tuning
+from titans_jax.memory import hopper
 
 _CHIP = flags.DEFINE_enum("chip", "v5p", list(tuning.CHIPS), "TPU generation.")
 _TARGET = flags.DEFINE_enum(
@@ -148,18 +149,11 @@ def compile_for_gpu(case: _aot_gpu.Case) -> list[dict[str, Any]]:
   """
   environment = os.environ | {"JAX_PLATFORMS": "cpu"} | _aot_gpu.REPORT
   cut, text = _run(_aot_gpu.__name__, case, environment)
-  directions = {
-      "fused_memory_scan": "forward",
-      "fused_memory_scan_keeping": "forward, kept",
-      "fused_memory_scan_backward": "backward",
-      "memory_coefficients": "coefficients",
-      "memory_coefficients_backward": "their derivative",
-  }
   return [
       {
           "source": "compiler",
           "kernel": "hopper",
-          "direction": directions[name],
+          "direction": hopper.KERNELS[name],
           "target": case.target,
           "head_dim": case.head_dim,
           "hidden": case.hidden,

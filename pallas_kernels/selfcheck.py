@@ -13,7 +13,8 @@ devices, there is no kernel: `jax.lax.scan` is compared with the reference.
 Compared are outputs, weights and momentum behind the last token ("forward"),
 and gradients with respect to queries, keys, values, gates, initial weights and
 slow parameters ("backward"). The error of an array is its largest difference,
-relative to its largest value; shown is the array that is furthest off. Its bounds:
+relative to its largest value. Shown is the array whose error is most of its bound.
+The bounds:
 
   * float32: on CPU 2e-5, ten times the largest seen in these cases; 1e-3 on
     devices whose tanh and square roots are approximations of their own. Products
@@ -22,10 +23,11 @@ relative to its largest value; shown is the array that is furthest off. Its boun
     the last bits of float32 and so now and then fall to the other side. The
     bound is what rounding costs as a whole: how far `jax.lax.scan` in bfloat16
     is from itself in float32, in the same case, and never more than 0.1. The
-    kernel for GPUs rounds once more here and there: it is compared with
-    `jax.lax.scan` in float32, and every array may be twice as far from that as
-    in `jax.lax.scan` in bfloat16, by norms: how far one number of many is off says
-    little about rounding, and one array's error does not hide another's.
+    kernel for GPUs rounds once more here and there. It is compared with
+    `jax.lax.scan` in float32, and may be twice as far from that as `jax.lax.scan`
+    in bfloat16 is. There each array has its own bound, which another's error does
+    not widen; and errors are norms of differences relative to norms, since how far
+    the worst number of many is off says little about rounding.
 
 The exit status is 1 if anything failed.
 """
@@ -305,13 +307,13 @@ def _compare(
     bounds = _bounds(programs, dtype)
     forward = [errors(r, results, measure) for r in (alone, together)]
     backward = {
-        f"gradient of {name}": error
-        for name, error in errors(gradients, expected, measure).items()
+        f"gradient of {array}": error
+        for array, error in errors(gradients, expected, measure).items()
     }
     yield Comparison(
         f"{name}-{other}" + (f" {against}" if against != dtype else ""),
-        max((_worst(e, bounds[0]) for e in forward), key=lambda e: e.share),
-        _worst(backward, bounds[1]),
+        max((worst(e, bounds[0]) for e in forward), key=lambda e: e.share),
+        worst(backward, bounds[1]),
     )
 
 
@@ -333,13 +335,14 @@ def _bounds(programs: _Programs, dtype: str) -> tuple[list[float], list[float]]:
       found = [hopper.ROUNDING * error for error in each]
     else:
       each = errors(actual, expected, by_largest).values()
-      found = [max(each)] * len(each)
-    return [min(_MOST_ROUNDING, bound) for bound in found]
+      found = [np.max(list(each))] * len(each)
+    # A NaN stays one, which nothing is below.
+    return [float(np.minimum(_MOST_ROUNDING, bound)) for bound in found]
 
   return of(rounded[0], exact[0]), of(rounded[1], exact[1])
 
 
-def _worst(found: Mapping[str, float], bounds: Sequence[float]) -> Error:
+def worst(found: Mapping[str, float], bounds: Sequence[float]) -> Error:
   """Returns the error that is most of its bound."""
   of_arrays = [
       Error(value, bound, name)
@@ -349,10 +352,12 @@ def _worst(found: Mapping[str, float], bounds: Sequence[float]) -> Error:
 
 
 def by_largest(difference: np.ndarray, expected: np.ndarray) -> float:
+  """Returns the largest difference, relative to the largest value."""
   return _relative(np.max(np.abs(difference)), np.max(np.abs(expected)))
 
 
 def by_norm(difference: np.ndarray, expected: np.ndarray) -> float:
+  """Returns the norm of the difference, relative to the norm."""
   return _relative(np.linalg.norm(difference), np.linalg.norm(expected))
 
 

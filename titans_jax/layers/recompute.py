@@ -14,11 +14,11 @@ def light(target: Any) -> Any:
   """Returns a module class, or a function of a module, that keeps for its
   derivative its arguments and results of products alone.
 
-  All else is a pass over memory, as is to write a result and to read it again. For
-  parts without a scan over chunks: of that every product would be kept.
+  All else is a pass over memory, as is to write a result and to read it again.
+  For parts without a scan over chunks: of that every product would be kept.
+  Outside of a scan over blocks XLA may merge what is made again with the forward
+  pass; that costs memory alone.
   """
-  # Blocks are scanned over: nothing can merge the recomputation with the forward
-  # pass.
   return nn.remat(
       target, prevent_cse=False, policy=jax.checkpoint_policies.dots_saveable
   )

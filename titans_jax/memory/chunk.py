@@ -356,8 +356,8 @@ def restore(outputs: Array, loss: Array) -> tuple[Array, Array]:
 def with_coefficients(chunks: Prepared) -> Prepared:
   """Returns chunks [B, H, N] with coefficients, which do not depend on the carry.
 
-  A kernel makes them chunk by chunk, where main memory never sees them; without
-  one they are made for all chunks at once.
+  The TPU kernel makes them chunk by chunk, where main memory never sees them;
+  `jax.lax.scan` gets them, made for all chunks at once.
   """
   return chunks._replace(gates=dual.coefficients(chunks.gates))
 

@@ -83,6 +83,7 @@ class Coefficients(NamedTuple):
 
 
 def blocks_of(chunk_size: int) -> int:
+  """Returns c, the blocks that a chunk is cut into."""
   return math.gcd(chunk_size, _ROWS if chunk_size < _LONG else 8 * _ROWS)
 
 

@@ -28,6 +28,7 @@ for a span of chunks at once.
 
 from titans_jax.memory.hopper.fused import budget
 from titans_jax.memory.hopper.fused import choose_span
+from titans_jax.memory.hopper.fused import KERNELS
 from titans_jax.memory.hopper.fused import ROUNDING
 from titans_jax.memory.hopper.fused import scan
 from titans_jax.memory.hopper.shapes import CHUNKS
@@ -40,6 +41,7 @@ from titans_jax.memory.hopper.tiles import plgpu
 
 __all__ = (
     "CHUNKS",
+    "KERNELS",
     "ROUNDING",
     "WIDTHS",
     "budget",

@@ -28,7 +28,6 @@ import jax.numpy as jnp
 from titans_jax.memory import chunk as chunk_lib
 from titans_jax.memory import networks
 from titans_jax.memory.hopper import shapes
-from titans_jax.memory.hopper import tiles
 
 Array = jax.Array
 
@@ -125,7 +124,7 @@ def learn(shape: shapes.Shape, before: Matrices, own: Chunk) -> Learned:
   """Returns what is learned from, at the weights before the chunk."""
   z = first_layer(shape, before, own).astype(jnp.float32)
   slopes, curvatures = jax.jvp(networks.gelu_slope, (z,), (jnp.ones_like(z),))
-  acts, slopes, curvatures = tiles.rounded(
+  acts, slopes, curvatures = shapes.round_to(
       shape.dtype, networks.ACTIVATIONS["gelu"](z), slopes, curvatures
   )
   f = over_units(shape, acts, before.w2)
@@ -137,7 +136,7 @@ def learn(shape: shapes.Shape, before: Matrices, own: Chunk) -> Learned:
     scale_1, scale_2 = bounds.scales
     delta_1 = scale_1[..., None, :] * delta_1
     bounded = scale_2[..., None] * delta_2
-  bends, delta_1 = tiles.rounded(shape.dtype, curvatures * back, delta_1)
+  bends, delta_1 = shapes.round_to(shape.dtype, curvatures * back, delta_1)
   seen = Seen(acts, delta_1, bounded)
   return Learned(seen, slopes, bends, f, delta_2, bounds)
 
@@ -257,7 +256,7 @@ def _gelu_of_sum(*parts: Array) -> Array:
 def _gelu_of_sum_fwd(*parts):
   x = functools.reduce(jnp.add, (part.astype(jnp.float32) for part in parts))
   dtype = parts[0].dtype
-  y, x = tiles.rounded(dtype, networks.ACTIVATIONS["gelu"](x), x)
+  y, x = shapes.round_to(dtype, networks.ACTIVATIONS["gelu"](x), x)
   return y, (x, len(parts))
 
 

@@ -3,8 +3,8 @@
 """The dual form's coefficients (`dual`) by kernels of their own.
 
 XLA's loop over tokens goes through main memory at every token. Here a block of
-threads has a chunk's columns in registers, one for every token j that is written,
-and follows the recurrences from token to token:
+threads has a chunk's columns in registers, one for every token j that is
+written, and follows the recurrences from token to token:
 
     p_t = eta_t p_{t-1} + e_t,    g_t = keep_t g_{t-1} + mu_t p_t,
 
@@ -161,27 +161,28 @@ def _follow(size: int, tokens, fn):
   Args:
     size: b.
     tokens: reference to numbers per token, [n, b].
-    fn: (place, rows before, rows) -> None; rows are p, g and beta, all [64].
+    fn: (place, p, g, new g) -> None; rows [64] of the token before, and of this one.
 
   Returns:
-    The last rows, and a vector with beta of every token at its place.
+    The last p, and beta of every token at its place, [64].
   """
   columns = _columns()
 
   def step(t, carry):
-    before, betas = carry
+    p, g, beta, betas = carry
     at = _place(size, t)
     keep, eta, mu = (tokens[i, at] for i in (_KEEP, _ETA, _MU))
-    p, g, beta = before
     own = columns == at
-    p = jnp.where(own, 1.0, eta * p)
-    after = p, keep * g + mu * p, keep * beta
-    fn(at, before, after)
-    return after, jnp.where(own, after[2], betas)
+    new_p = jnp.where(own, 1.0, eta * p)
+    new_g = keep * g + mu * new_p
+    beta = keep * beta
+    fn(at, p, g, new_g)
+    return new_p, new_g, beta, jnp.where(own, beta, betas)
 
   zeros = jnp.zeros_like(columns, jnp.float32)
-  start = (zeros, zeros, zeros + 1), zeros
-  return jax.lax.fori_loop(0, size, step, start)
+  start = zeros, zeros, jnp.float32(1), zeros
+  p, _, _, betas = jax.lax.fori_loop(0, size, step, start)
+  return p, betas
 
 
 def _columns() -> Array:
@@ -199,11 +200,11 @@ def _place(size: int, t):
 
 
 def _forward(size: int, chunk, tokens, g_out, beta_out, p_out):
-  def store(at, before, after):
-    del before
-    tiles.store(g_out.at[chunk, at], after[1])
+  def store(at, p, g, new_g):
+    del p, g
+    tiles.store(g_out.at[chunk, at], new_g)
 
-  (p, _, _), betas = _follow(size, tokens.at[chunk], store)
+  p, betas = _follow(size, tokens.at[chunk], store)
   tiles.store(beta_out.at[chunk], betas)
   tiles.store(p_out.at[chunk], p)
 
@@ -244,9 +245,10 @@ def _backward(size: int, chunk, tokens, d_g, d_p, d_keep, d_eta, *scratch):
     tiles.plgpu.copy_gmem_to_smem(source.at[chunk], target, came)
   tiles.plgpu.barrier_wait(came)
 
-  def keep_before(at, before, after):
-    del after
-    held.by_eta[at], held.by_keep[at], _ = before
+  # In the layout in which they are read again: every thread reads what it wrote.
+  def keep_before(at, p, g, new_g):
+    del new_g
+    held.by_eta[at], held.by_keep[at] = p, g
 
   _follow(size, held.tokens, keep_before)
   columns = _columns()
@@ -263,7 +265,8 @@ def _backward(size: int, chunk, tokens, d_g, d_p, d_keep, d_eta, *scratch):
     on_p = on_p + mu * on_g
     on_beta = on_beta + d_beta
     beta_before = jnp.where(t > 0, held.tokens[_BETA, before], 1.0)
-    # What a row's own and later columns add is zero: so are theirs before it.
+    # Of the token's own column and later ones p and g before it are zero: that p
+    # does not follow from eta there needs no case of its own.
     held.by_keep[at] = on_g * held.by_keep[at]
     held.by_eta[at] = on_p * held.by_eta[at]
     through_beta = jnp.where(columns == at, on_beta * beta_before, through_beta)

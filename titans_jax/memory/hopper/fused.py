@@ -25,6 +25,15 @@ Array = jax.Array
 # Its error at most, as a multiple of what bfloat16 products cost `jax.lax.scan`.
 ROUNDING = 2
 
+# The kernels' names, and what they do.
+KERNELS = {
+    forward.NAME: "forward",
+    forward.NAME_KEEPING: "forward, kept",
+    backward.NAME: "backward",
+    coefficients.NAME: "coefficients",
+    coefficients.NAME_BACKWARD: "coefficients, backward",
+}
+
 # Bytes that the backward pass has at once of the chunks' activations.
 _SPAN_BYTES = 6 * 2**30
 

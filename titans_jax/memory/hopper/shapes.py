@@ -108,6 +108,18 @@ def buffer(shape: Shape, *sizes: int):
   return tiles.buffer(sizes, shape.dtype, columns)
 
 
+def round_to(dtype, *xs: Array) -> tuple[Array, ...]:
+  """Returns arrays in a dtype, which XLA would pass on unrounded: it takes a number
+  that is rounded and widened again for the number itself."""
+  return jax.lax.optimization_barrier(tuple(x.astype(dtype) for x in xs))
+
+
+def _split(x: Array, dtype) -> tuple[Array, Array]:
+  """Returns x rounded, and what that left."""
+  (first,) = round_to(dtype, x)
+  return first, (x - first.astype(x.dtype)).astype(dtype)
+
+
 def pack(shape: Shape, carry: chunk_lib.Carry) -> State:
   """Returns a turned carry [B, H, D, hidden] as the kernels have it."""
 
@@ -117,8 +129,8 @@ def pack(shape: Shape, carry: chunk_lib.Carry) -> State:
     return x.astype(jnp.float32)
 
   (w1, w2), (s1, s2) = jax.tree.map(rows, (carry.weights, carry.momentum))
-  w1, rest1 = tiles.split(w1, shape.dtype)
-  w2, rest2 = tiles.split(w2, shape.dtype)
+  w1, rest1 = _split(w1, shape.dtype)
+  w2, rest2 = _split(w2, shape.dtype)
   return State(
       (w1, w2), (s1.astype(shape.dtype), s2.astype(shape.dtype)), (rest1, rest2)
   )

@@ -74,7 +74,7 @@ def packed(*xs: Array) -> tuple[Array, ...]:
 
 
 def load(ref, axis: int | None = None) -> Array:
-  """Loads [64, n] from main memory; or what lies along an axis of such."""
+  """Loads [64, n]; or what lies along an axis of such."""
   layout = plgpu.Layout.WGMMA
   if axis is not None:
     layout = layout.reduce(1 - axis)
@@ -82,7 +82,8 @@ def load(ref, axis: int | None = None) -> Array:
 
 
 def store(ref, x: Array) -> None:
-  """Writes [64, n] to main memory, also of numbers that fill half of a sector."""
+  """Writes [64, n], or [64], to main memory, also of numbers that fill half of a
+  sector."""
   if hasattr(plgpu, "store"):
     plgpu.store(ref, x, optimized=False)
   else:  # jax 0.11, of which every store is such a one.
@@ -105,18 +106,6 @@ def gelu(z: Array) -> Array:
 def gelu_slope(z: Array) -> Array:
   gate = networks.gelu_gate(z)
   return gate + z * gate * (1 - gate) * networks.gelu_steepness(z)
-
-
-def rounded(dtype, *xs: Array) -> tuple[Array, ...]:
-  """Returns arrays in a dtype, which XLA would pass on unrounded: it takes a number
-  that is rounded and widened again for the number itself."""
-  return jax.lax.optimization_barrier(tuple(x.astype(dtype) for x in xs))
-
-
-def split(x: Array, dtype) -> tuple[Array, Array]:
-  """Returns x rounded, and what that left."""
-  (first,) = rounded(dtype, x)
-  return first, (x - first.astype(x.dtype)).astype(dtype)
 
 
 def whole(rounded: Array, rests: Array, place: int) -> Array:
