@@ -25,9 +25,11 @@ The bounds:
     is from itself in float32, in the same case, and never more than 0.1. The
     kernel for GPUs rounds once more here and there. It is compared with
     `jax.lax.scan` in float32, and may be twice as far from that as `jax.lax.scan`
-    in bfloat16 is. There each array has its own bound, which another's error does
-    not widen; and errors are norms of differences relative to norms, since how far
-    the worst number of many is off says little about rounding.
+    in bfloat16 is. There each array of the results has its own bound, which
+    another's error does not widen (gradients share one: states kept for them are
+    rounded, which those by gates feel most); and errors are norms of differences
+    relative to norms, since how far the worst number of many is off says little
+    about rounding.
 
 The exit status is 1 if anything failed.
 """
@@ -326,20 +328,31 @@ def _bounds(programs: _Programs, dtype: str) -> tuple[list[float], list[float]]:
   rounded = programs.backward("xla", dtype)
   exact = programs.backward("xla", "float32")
 
-  def of(actual, expected):
+  def of(actual, expected, apart):
     if dtype == "float32":
       bound = 2e-5 if jax.default_backend() == "cpu" else 1e-3
       return [bound] * len(jax.tree.leaves(expected))
     if _rounds_more(dtype):
-      each = errors(actual, expected, by_norm).values()
-      found = [hopper.ROUNDING * error for error in each]
+      found = rounding_bounds(actual, expected, apart)
     else:
-      each = errors(actual, expected, by_largest).values()
-      found = [np.max(list(each))] * len(each)
+      each = list(errors(actual, expected, by_largest).values())
+      found = [np.max(each)] * len(each)
     # A NaN stays one, which nothing is below.
     return [float(np.minimum(_MOST_ROUNDING, bound)) for bound in found]
 
-  return of(rounded[0], exact[0]), of(rounded[1], exact[1])
+  return of(rounded[0], exact[0], True), of(rounded[1], exact[1], False)
+
+
+def rounding_bounds(rounded, exact, apart: bool) -> list[float]:
+  """Returns how far, by norms, the kernel for GPUs may be from what is exact.
+
+  Args:
+    rounded: arrays by `jax.lax.scan` with products in bfloat16.
+    exact: likewise in float32.
+    apart: whether each array has a bound of its own.
+  """
+  each = hopper.ROUNDING * np.array([*errors(rounded, exact, by_norm).values()])
+  return list(each if apart else np.full_like(each, np.max(each)))
 
 
 def worst(found: Mapping[str, float], bounds: Sequence[float]) -> Error:
