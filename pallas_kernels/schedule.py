@@ -19,9 +19,10 @@ carry, which the core waits for once a program, are not.
 
 Compiles the kernels for Hopper GPUs instead: forward, alone and with the states
 that its backward pass starts from ("forward, kept"), that of the backward pass, and
-those of the coefficients. The compiler says what a thread has of registers, and bytes spilled; shared memory
-is what the kernel asks for, and from both follow the blocks that a multiprocessor
-holds at once. Takes the extra `cuda13`, on Python 3.12 or newer.
+those of the coefficients. The compiler says what a thread has of registers, and
+bytes spilled; shared memory is what the kernel asks for, and from both follow the
+blocks that a multiprocessor holds at once. Takes the extra `cuda13`, on Python 3.12
+or newer.
 """
 
 from __future__ import annotations

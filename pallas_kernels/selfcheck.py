@@ -303,10 +303,10 @@ def _compare(
   together, gradients = programs.backward(name, dtype)
   # Without a kernel there is nobody to compare bfloat16 with.
   against = "float32" if _rounds_more(dtype) else dtype
+  measure = by_norm if _rounds_more(dtype) else by_largest
+  bounds = _bounds(programs, dtype)
   for other in others:
     results, expected = programs.backward(other, against)
-    measure = by_norm if _rounds_more(dtype) else by_largest
-    bounds = _bounds(programs, dtype)
     forward = [errors(r, results, measure) for r in (alone, together)]
     backward = {
         f"gradient of {array}": error

@@ -163,30 +163,18 @@ def budget(options, carry, chunks, *, group=None) -> dict[str, Any]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(call, carry, chunks, constants, starts):
-  chunks = _with_coefficients(call, chunks)[0]
   return _forward(call, None, carry, chunks, constants, starts)[:2]
 
 
-def _with_coefficients(call, chunks):
-  """Returns chunks with coefficients, and these' derivative: cotangents of theirs
-  to those of the chunks."""
-
-  def of(gates):
-    return _close(coefficients.coefficients(gates, call.interpret), closes)
-
-  closes = chunks.closes
-  found, vjp = jax.vjp(of, chunks.gates)
-
-  def back(d_chunks):
-    (d_gates,) = vjp(d_chunks.gates)
-    return d_chunks._replace(gates=d_gates)
-
-  return chunks._replace(gates=found, closes=None), back
+def _coefficients(call, closes, gates) -> list[dual.Coefficients]:
+  return _close(coefficients.coefficients(gates, call.interpret), closes)
 
 
 def _forward(call, keep_every, carry, chunks, constants, starts):
   shape = call.shape(chunks, keep_every)
   lead = chunks.keys.shape[:3]
+  gates = _coefficients(call, chunks.closes, chunks.gates)
+  chunks = chunks._replace(gates=gates, closes=None)
   outputs, losses, last, *kept = _run(
       call, shape, shapes.pack(shape, carry), chunks, constants, starts
   )
@@ -205,12 +193,7 @@ def _run(call, shape, state, chunks, constants, starts):
 
 def _scan_fwd(call, carry, chunks, constants, starts):
   carry, ys, (kept,) = _forward(
-      call,
-      call.kept,
-      carry,
-      _with_coefficients(call, chunks)[0],
-      constants,
-      starts,
+      call, call.kept, carry, chunks, constants, starts
   )
   # Coefficients are made again: they are several times what they are made of.
   like = jax.tree.map(lambda x: jnp.zeros((), x.dtype), carry)
@@ -220,7 +203,10 @@ def _scan_fwd(call, carry, chunks, constants, starts):
 def _scan_bwd(call, saved, cotangents):
   """Goes through spans of chunks in reverse."""
   kept, like, chunks, constants, starts = saved
-  chunks, through_coefficients = _with_coefficients(call, chunks)
+  gates, through_coefficients = jax.vjp(
+      functools.partial(_coefficients, call, chunks.closes), chunks.gates
+  )
+  chunks = chunks._replace(gates=gates, closes=None)
   d_last, (d_outputs, _) = cotangents
   batch, heads, steps = chunks.keys.shape[:3]
   # Where a document starts behind a chunk nothing of its state goes on.
@@ -262,8 +248,9 @@ def _scan_bwd(call, saved, cotangents):
     )
     d_constants = d_constants._replace(initial=d_initial)
     d_first = jax.tree.map(lambda x: jnp.where(at_once, 0, x), d_first)
-  d_chunks = through_coefficients(jax.tree.map(joined, d_chunks))
-  return d_first, d_chunks, d_constants, None
+  d_chunks = jax.tree.map(joined, d_chunks)
+  (d_gates,) = through_coefficients(d_chunks.gates)
+  return d_first, d_chunks._replace(gates=d_gates), d_constants, None
 
 
 class _Span(NamedTuple):
