@@ -9,6 +9,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import titans_jax as titans
 from titans_jax.memory import layout as layout_lib
@@ -39,12 +40,21 @@ class NeuralMemoryTest(parameterized.TestCase):
 
   @parameterized.parameters(
       {},
-      {"forget": "channel", "gates_per_layer": False},
       {"momentum": False, "gates_per_chunk": True, "conv_size": 0},
-      {"forget": "none", "max_grad_norm": 1.0, "normalize_values": False},
       {"read_before_write": True},
   )
   def test_split_invariance(self, **options):
+    self.check_split_invariance(**options)
+
+  @parameterized.parameters(
+      {"forget": "channel", "gates_per_layer": False},
+      {"forget": "none", "max_grad_norm": 1.0, "normalize_values": False},
+  )
+  @pytest.mark.exhaustive
+  def test_split_invariance_too(self, **options):
+    self.check_split_invariance(**options)
+
+  def check_split_invariance(self, **options):
     layer = _layer(**options)
     variables = jax.jit(layer.init)(jax.random.key(1), self.x)
     apply = jax.jit(layer.apply)

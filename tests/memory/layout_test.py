@@ -57,6 +57,7 @@ class AlignTest(parameterized.TestCase):
     # Then the buffer is whole units, at most one more than the tokens need
     self.assertEqual(layout.size % unit, 0)
     self.assertLessEqual(layout.size, -(-length // unit) * unit + unit)
+    positions = np.asarray(layout.positions())
     next_position = np.asarray(layout.next_position(batch))
     for row in range(batch):
       places = _expected_places(
@@ -79,8 +80,7 @@ class AlignTest(parameterized.TestCase):
       for token in range(length):
         if mask[row, token]:
           position = 0 if starts[row, token] else position
-          here = int(layout.positions()[row, places[token]])
-          self.assertEqual(here, position)
+          self.assertEqual(positions[row, places[token]], position)
           position += 1
       self.assertEqual(next_position[row], position)
     # And outputs come back to where they came from

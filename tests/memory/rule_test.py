@@ -56,6 +56,14 @@ class SolveTest(parameterized.TestCase):
     )
 
 
+@jax.jit
+def _coefficients(gates, written):
+  return (
+      rule.coefficients(gates, written),
+      rule.last_coefficients(gates, written),
+  )
+
+
 class CoefficientsTest(parameterized.TestCase):
 
   @hypothesis.settings(max_examples=10, deadline=None)
@@ -75,8 +83,9 @@ class CoefficientsTest(parameterized.TestCase):
     gates = rule.ChunkGates(
         jnp.array(alpha), jnp.array(theta), jnp.array(eta) if momentum else None
     )
-    coefficients, last = rule.coefficients(gates, jnp.array(written))
-    at_end, last_again = rule.last_coefficients(gates, jnp.array(written))
+    (coefficients, last), (at_end, last_again) = jax.device_get(
+        _coefficients(gates, jnp.array(written))
+    )
     # When W and S, of one row, follow the recurrence with gradients u
     gradients = rng.normal(size=(size, channels))
     w_0, s_0 = rng.normal(size=(2, channels))
@@ -87,7 +96,7 @@ class CoefficientsTest(parameterized.TestCase):
         w = (1 - alpha[t]) * w + s
       # Then the dual form gives the same W at every token
       dual = coefficients.weights[t] * w_0
-      dual -= jnp.sum(coefficients.gradients[t] * gradients, axis=0)
+      dual -= np.sum(coefficients.gradients[t] * gradients, axis=0)
       if momentum:
         dual += coefficients.momentum[t] * s_0
       np.testing.assert_allclose(dual, w, atol=1e-12)

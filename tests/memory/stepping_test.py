@@ -39,6 +39,9 @@ def step(state, x, mask=None, implementation="auto", **options):
   )
 
 
+jitted = jax.jit(step, static_argnames="implementation")
+
+
 class SteppingTest(absltest.TestCase):
 
   def test_state_is_not_copied_unless_a_chunk_closes(self):
@@ -64,7 +67,7 @@ class SteppingTest(absltest.TestCase):
       )
       mask[1] = token < CHUNK - 1  # The second row stays one token behind.
       before = state.chunk_start.weights[0]
-      _, state = step(state, x, jnp.asarray(mask))
+      _, state = jitted(state, x, jnp.asarray(mask))
       changed = (state.chunk_start.weights[0] != before).any(axis=(1, 2, 3))
       closes = token == CHUNK - 1
       np.testing.assert_array_equal(changed, [closes, False])
@@ -73,13 +76,13 @@ class SteppingTest(absltest.TestCase):
   def test_nothing_of_a_document_survives_it(self):
     # Given a document with an infinite token, behind the place of the next one
     x = jnp.ones((2, 1, HEADS, DIM), jnp.float32)
-    _, state = step(make_state(), x)
-    _, state = step(state, x * jnp.inf)
+    _, state = jitted(make_state(), x)
+    _, state = jitted(state, x * jnp.inf)
     # When another starts
     starts = jnp.ones((2, 1), bool)
-    outputs, state = step(state, x, resets=starts)
+    outputs, state = jitted(state, x, resets=starts)
     # Then it is as if it were the first
-    fresh, fresh_state = step(make_state(), x)
+    fresh, fresh_state = jitted(make_state(), x)
     np.testing.assert_allclose(outputs, fresh, rtol=1e-6)
     self.assertTrue(np.isfinite(state.weights[0]).all())
     jax.tree.map(
@@ -93,11 +96,14 @@ class SteppingTest(absltest.TestCase):
     state = make_state()
     x = jax.random.normal(jax.random.key(0), (2, 1, HEADS, DIM), jnp.float32)
     for _ in range(2):
-      _, state = step(state, x)
+      _, state = jitted(state, x)
     opened = state.open._replace(written=jnp.zeros_like(state.open.written))
     state = dataclasses.replace(state, open=opened)
     # Then it stays so
-    states = [step(state, x, None, name)[1] for name in ("xla", "reference")]
+    states = [
+        jitted(state, x, implementation=name)[1]
+        for name in ("xla", "reference")
+    ]
     np.testing.assert_array_equal(*(s.open.written for s in states))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),

@@ -184,15 +184,17 @@ class Properties:
 
   def test_documents_over_a_split(self):
     # A document that begins in the second call, behind an open chunk.
+    end = 2 * UNIT
     ids = jnp.zeros((BATCH, LENGTH), jnp.int32).at[:, UNIT:].set(1)
     mask = self.all_real.at[:, UNIT - 3 : UNIT].set(False)
+    mask = mask.at[:, end:].set(False)
     logits, state = self._read_packed(self.variables, self.tokens, mask, ids)
     read = jax.jit(
         lambda t, s, m, i: self.model.apply(
             self.variables, t, s, mask=m, document_ids=i
         )
     )
-    here, there = slice(0, UNIT), slice(UNIT, LENGTH)
+    here, there = slice(0, UNIT), slice(UNIT, end)
     first, middle = read(
         self.tokens[:, here], self.start, mask[:, here], ids[:, here]
     )
@@ -200,7 +202,7 @@ class Properties:
         self.tokens[:, there], middle, mask[:, there], ids[:, there]
     )
     testing.assert_close(first[:, : UNIT - 3], logits[:, : UNIT - 3], 1e-9)
-    testing.assert_close(second, logits[:, UNIT:], 1e-9)
+    testing.assert_close(second, logits[:, UNIT:end], 1e-9)
     testing.assert_close(*map(seen, (last, state)), 1e-9)
     # Its first token in a call of its own, and with padding behind it.
     alone = slice(UNIT, UNIT + 1)

@@ -85,7 +85,7 @@ def assert_same(actual, expected, tolerance=1e-5):
 
 class FusedScanTest(parameterized.TestCase):
 
-  @hypothesis.settings(max_examples=5, deadline=None)
+  @hypothesis.settings(max_examples=2, deadline=None)
   # Iterations of the forward kernel: two, the second short; three, and no even
   # number divides the steps.
   @hypothesis.example(steps=10, group=None, rows=3, dim=4)

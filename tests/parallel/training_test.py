@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training over eight devices is training on one."""
 
+import functools
+
 from absl.testing import parameterized
 import jax
 import numpy as np
@@ -54,6 +56,12 @@ def _bytes_on_one(tree):
   return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
 
 
+@functools.cache
+def _expected(variant):
+  """Returns the losses of a variant that one device trains."""
+  return _train(_config(variant), parallel.ParallelConfig(), 1)[0]
+
+
 def _config(variant, **overrides):
   return titans.presets.tiny(variant=variant, num_layers=1, **overrides)
 
@@ -75,7 +83,7 @@ class TrainingTest(parameterized.TestCase):
   def check_mixed(self, variant):
     config = _config(variant)
     # Given training on one device
-    expected, _ = _train(config, parallel.ParallelConfig(), 1)
+    expected = _expected(variant)
     # When rows, parameters and heads lie over eight
     losses, state = _train(config, _MIXED, 8)
     # Then it learns the same
@@ -88,7 +96,7 @@ class TrainingTest(parameterized.TestCase):
   @parameterized.parameters("dp", "fsdp")
   def test_layouts(self, layout):
     config = _config("transformer")
-    expected, _ = _train(config, parallel.ParallelConfig(), 1)
+    expected = _expected("transformer")
     losses, state = _train(config, parallel.ParallelConfig(layout), 8)
     np.testing.assert_allclose(losses, expected, atol=1e-5)
     whole = sum(x.nbytes for x in jax.tree.leaves(state))
@@ -99,7 +107,7 @@ class TrainingTest(parameterized.TestCase):
   def test_kernel_in_interpret_mode(self):
     # Given the kernel, which XLA cannot partition
     config = _config("lmm", implementation="pallas")
-    expected, _ = _train(_config("lmm"), parallel.ParallelConfig(), 1)
+    expected = _expected("lmm")
     losses, _ = _train(config, _MIXED, 8)
     np.testing.assert_allclose(losses, expected, atol=1e-5)
 
@@ -120,6 +128,6 @@ class TrainingTest(parameterized.TestCase):
 
   def test_accumulation(self):
     config = _config("transformer")
-    expected, _ = _train(config, parallel.ParallelConfig(), 1)
+    expected = _expected("transformer")
     losses, _ = _train(config, _MIXED, 8, accumulation=2)
     np.testing.assert_allclose(losses, expected, atol=1e-5)
