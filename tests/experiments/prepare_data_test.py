@@ -2,16 +2,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokenised shards: the same text, whole or not at all, whoever makes them."""
 
+import hashlib
 import json
+import multiprocessing
+import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
+import types
+from unittest import mock
 
+from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
 from tests.experiments import processes
 from titans_jax import data
+from titans_jax.data import prepared
 from titans_jax.data import sources
 
 
@@ -34,8 +43,27 @@ def _write_sources(folder):
   return [text.encode() for text in texts]
 
 
-def _contents(folder):
-  return {p.name: p.read_bytes() for p in folder.iterdir()}
+def _digests(folder):
+  return {
+      p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+      for p in folder.iterdir()
+  }
+
+
+class WorkerTest(absltest.TestCase):
+
+  def test_begins_nothing_behind_its_parent_s_end(self):
+    # Given a parent that is gone when the worker has started
+    sentinel, parents_end = os.pipe()
+    self.addCleanup(os.close, sentinel)
+    os.close(parents_end)
+    parent = types.SimpleNamespace(sentinel=sentinel)
+    with (
+        mock.patch.object(multiprocessing, "parent_process", lambda: parent),
+        mock.patch.object(os, "_exit", sys.exit),
+        self.assertRaises(SystemExit),
+    ):
+      prepared._start_worker("byte")
 
 
 class PrepareDataTest(parameterized.TestCase):
@@ -106,7 +134,29 @@ class PrepareDataTest(parameterized.TestCase):
     self.assertFalse((output / "index.json").exists())
     again = processes.run("prepare_data", *self.arguments(output))
     self.assertEqual(again.returncode, 0, again.stderr)
-    self.assertEqual(_contents(output), _contents(self.whole))
+    self.assert_is_the_whole(output)
+
+  def test_what_a_killed_call_s_worker_begins_late_does_not_stay(self):
+    output = self.folder / "late"
+    shutil.copytree(self.whole, output)
+    finished = prepared._finished
+
+    def late(directory, number):
+      (directory / "shard-00002.0123456789ab.part").touch()
+      return finished(directory, number)
+
+    with mock.patch.object(prepared, "_finished", late):
+      prepared.write(
+          self.source, "byte", output, num_workers=1, shard_bytes=2**20
+      )
+    self.assert_is_the_whole(output)
+
+  def assert_is_the_whole(self, output):
+    self.assertCountEqual(
+        [p.name for p in output.iterdir()],
+        [p.name for p in self.whole.iterdir()],
+    )
+    self.assertEqual(_digests(output), _digests(self.whole))
 
   def test_refuses_what_does_not_fit(self):
     for arguments, message in (
@@ -133,9 +183,7 @@ class PrepareDataTest(parameterized.TestCase):
       )
 
     copy = self.folder / "copy"
-    copy.mkdir()
-    for name, content in _contents(self.whole).items():
-      (copy / name).write_bytes(content)
+    shutil.copytree(self.whole, copy)
     tokenizer.fingerprint = "another"
     with self.assertRaisesRegex(ValueError, "made with another tokenizer"):
       prepare(copy)

@@ -87,8 +87,7 @@ def write(
       "sizes": {str(p): p.stat().st_size for p in sources.files(source)},
   }
   _check_settings(directory / _SETTINGS, settings)
-  for part in directory.glob("*.part"):
-    part.unlink(missing_ok=True)  # of a call that was killed
+  _tidy_up(directory)
   done: dict[int, Shard] = {}
   waiting = []
   for number in range(len(parts)):
@@ -116,6 +115,7 @@ def write(
         pool.shutdown(wait=False, cancel_futures=True)
         raise
       on_shard(len(done), len(parts), done[number])
+  _tidy_up(directory)  # workers of that call may have outlived it a moment
   shards = [done[n] for n in range(len(parts))]
   index = {
       "format_version": _VERSION,
@@ -200,6 +200,12 @@ def _check_settings(path: pathlib.Path, settings: dict[str, Any]) -> None:
     files.replace(path, json.dumps(settings))
 
 
+def _tidy_up(directory: pathlib.Path) -> None:
+  """Removes what a call that was killed had begun to write."""
+  for part in directory.glob("*.part"):
+    part.unlink(missing_ok=True)
+
+
 def _name(number: int) -> str:
   return f"shard-{number:05d}.array_record"
 
@@ -219,10 +225,13 @@ def _start_worker(tokenizer_name: str) -> None:
   parent = multiprocessing.parent_process()
   assert parent is not None
 
-  def end_with_parent():
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
+  def end_with_parent(timeout=None):
+    if multiprocessing.connection.wait([parent.sentinel], timeout):
+      os._exit(1)
 
+  # A parent that was killed while this worker started has left it work in the
+  # queue, of which it must not begin any.
+  end_with_parent(timeout=0)
   threading.Thread(target=end_with_parent, daemon=True).start()
   global _tokenizer  # of this worker process
   _tokenizer = tokenizers.make_tokenizer(tokenizer_name)
