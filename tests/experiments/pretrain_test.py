@@ -134,9 +134,13 @@ class PretrainTest(parameterized.TestCase):
     self.assertIn("Resuming from step", resumed.stdout)
     self.assert_same_run(workdir)
 
-  @parameterized.parameters("truncated", "missing", "undescribed")
+  @parameterized.parameters("truncated", "undescribed")
   def test_damaged_checkpoint_is_passed_over(self, damage):
     self.check_passed_over(damage)
+
+  @pytest.mark.exhaustive
+  def test_checkpoint_without_its_arrays_is_passed_over(self):
+    self.check_passed_over("missing")
 
   @pytest.mark.exhaustive
   def test_run_goes_on_before_a_damaged_checkpoint(self):
@@ -325,9 +329,10 @@ class GenerateTest(parameterized.TestCase):
     self.assertEqual(batch.returncode, 0, batch.stderr)
     texts = batch.stdout.split("\n---\n")[:-1]
     for text, prompt in zip(texts, ("one two", "three"), strict=True):
-      alone = self.generate(f"--prompt={prompt}", *options)
-      self.assertEqual(alone.stdout, text + "\n")
-      self.assertStartsWith(alone.stdout, prompt)
+      self.assertStartsWith(text, prompt)
+    # The one that is padded in the batch
+    alone = self.generate("--prompt=three", *options)
+    self.assertEqual(alone.stdout, texts[1] + "\n")
 
   @pytest.mark.slow
   def test_an_exported_model_writes_the_same(self):

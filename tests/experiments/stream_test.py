@@ -20,7 +20,7 @@ class StreamTest(absltest.TestCase):
     super().setUpClass()
     cls.folder = processes.folder(cls)
     cls.workdir = cls.folder / "run"
-    cls.text = processes.write_text(cls.folder / "text.txt")
+    cls.text = processes.write_text(cls.folder / "text.txt", size=1500)
     processes.run(
         "pretrain",
         f"--workdir={cls.workdir}",
@@ -54,7 +54,7 @@ class StreamTest(absltest.TestCase):
   def test_a_text_in_two_parts_is_the_text(self):
     # Given a text read at once, and in two parts with the state saved between
     text = self.text.read_bytes()
-    for name, part in (("a", text[:7001]), ("b", text[7001:])):
+    for name, part in (("a", text[:3001]), ("b", text[3001:])):
       (self.folder / name).write_bytes(part)
     whole, half, both = (self.folder / f"{n}.state" for n in ("w", "h", "b"))
     metrics = self.folder / "metrics.jsonl"
@@ -62,7 +62,7 @@ class StreamTest(absltest.TestCase):
         self.text,
         f"--save_state={whole}",
         f"--metrics={metrics}",
-        "--report_every=5000",
+        "--report_every=2000",
     )
     self.assertEqual(process.returncode, 0, process.stderr)
     count = f"{len(text) + 1:,}"  # with the document token

@@ -26,7 +26,10 @@ class GenerateTest(parameterized.TestCase):
     for variant in ("lmm", "mac"):
       model = titans.TitansLM(
           titans.presets.tiny(
-              variant=variant, dtype="float64", param_dtype="float64"
+              variant=variant,
+              dtype="float64",
+              param_dtype="float64",
+              memory=titans.memory.MLP(depth=1, residual=False),
           )
       )
       variables = jax.jit(model.init)(jax.random.key(1), PROMPTS)

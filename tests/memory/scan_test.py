@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.memory import testing
 from titans_jax import memory
@@ -18,7 +19,7 @@ from titans_jax.memory import tokens as tokens_lib
 
 MLP = memory.MLP
 
-# Every option stands in some case; depths run from 1 to 4.
+# Every option stands in some case; depths run from 1 to 3.
 CASES = {
     "depth_1_linear": (
         MLP(depth=1, residual=False, norm=False),
@@ -37,11 +38,17 @@ CASES = {
         MLP(depth=3, expansion=1, residual=False),
         {"max_grad_norm": 0.3, "resets": [(0, 4), (1, 8)]},
     ),
+}
+DEEPER = {
     "depth_4_held_gates": (
         MLP(depth=4, expansion=2),
         {"gates_per_chunk": True, "mask": True},
     ),
 }
+
+
+def _cases(*names):
+  return ((name, *(CASES | DEEPER)[name]) for name in names)
 
 
 def _objective(call, arguments):
@@ -63,8 +70,16 @@ def _gradients(call, arguments):
 
 class ScanTest(parameterized.TestCase):
 
-  @parameterized.named_parameters(*((k, *v) for k, v in CASES.items()))
+  @parameterized.named_parameters(*_cases(*CASES))
   def test_equals_the_literal_rule(self, net, kwargs):
+    self.check_equals_the_literal_rule(net, kwargs)
+
+  @parameterized.named_parameters(*_cases(*DEEPER))
+  @pytest.mark.exhaustive
+  def test_equals_the_literal_rule_deeper(self, net, kwargs):
+    self.check_equals_the_literal_rule(net, kwargs)
+
+  def check_equals_the_literal_rule(self, net, kwargs):
     # Given random tokens, and three chunks of them, the last one open
     inputs = testing.make_inputs(net, **kwargs)
     arguments = {
@@ -107,17 +122,17 @@ class ScanTest(parameterized.TestCase):
     testing.assert_close(state.momentum, carry.now.momentum, 1e-9)
 
   @parameterized.named_parameters(
-      *(
-          (name, *CASES[name])
-          for name in (
-              "depth_2_default",
-              "depth_2_per_channel",
-              "depth_2_no_momentum",
-              "depth_4_held_gates",
-          )
-      )
+      *_cases("depth_2_default", "depth_2_per_channel", "depth_2_no_momentum")
   )
   def test_split_invariance(self, net, kwargs):
+    self.check_split_invariance(net, kwargs)
+
+  @parameterized.named_parameters(*_cases(*DEEPER))
+  @pytest.mark.exhaustive
+  def test_split_invariance_deeper(self, net, kwargs):
+    self.check_split_invariance(net, kwargs)
+
+  def check_split_invariance(self, net, kwargs):
     # Given one sequence, in one call, and cut at random, down to one token
     inputs = testing.make_inputs(net, **kwargs)
     length = inputs.tokens["keys"].shape[1]
@@ -136,8 +151,14 @@ class ScanTest(parameterized.TestCase):
     testing.assert_close(jnp.concatenate(pieces, axis=1), outputs, 1e-10)
     testing.assert_close(*map(testing.seen, (piecewise, state)), 1e-10)
 
-  @parameterized.parameters("depth_2_default", "depth_2_per_channel")
-  def test_gradients_through_a_split(self, case):
+  def test_gradients_through_a_split(self):
+    self.check_gradients_through_a_split("depth_2_default")
+
+  @pytest.mark.exhaustive
+  def test_gradients_through_a_split_with_gates_per_channel(self):
+    self.check_gradients_through_a_split("depth_2_per_channel")
+
+  def check_gradients_through_a_split(self, case):
     net, kwargs = CASES[case]
     inputs = testing.make_inputs(net, **kwargs)
 
@@ -251,8 +272,16 @@ class ScanTest(parameterized.TestCase):
     self.assertLess(error, 0.06)
     self.assertGreater(error, 1e-6)  # The products were rounded at all.
 
-  @parameterized.product(chunk=[16, 64], momentum=[0.5, 0.95])
-  def test_one_token_ten_thousand_times(self, chunk, momentum):
+  @parameterized.parameters(16, 64)
+  def test_one_token_ten_thousand_times(self, chunk):
+    self.check_one_token_ten_thousand_times(chunk, 0.95)
+
+  @parameterized.parameters(16, 64)
+  @pytest.mark.exhaustive
+  def test_one_token_ten_thousand_times_with_less_momentum(self, chunk):
+    self.check_one_token_ten_thousand_times(chunk, 0.5)
+
+  def check_one_token_ten_thousand_times(self, chunk, momentum):
     # All tokens of a chunk share one stale gradient: alike tokens add up.
     net = MLP()
     length, dim = 10_000, 32
@@ -350,7 +379,7 @@ class StateTest(parameterized.TestCase):
     state = inputs.state
     for t in range(4):
       token = jax.tree.map(lambda x, t=t: x[:, t : t + 1], inputs.tokens)
-      _, state = inputs.call(tokens=token, state=state)
+      _, state = inputs.run(tokens=token, state=state)
     testing.assert_close(state.weights, whole.weights, 1e-6)
 
 
@@ -399,7 +428,7 @@ class BadInputTest(parameterized.TestCase):
 
   def test_open_chunk_that_cannot_go_on(self):
     tokens = jax.tree.map(lambda x: x[:, :3], self.inputs.tokens)
-    _, state = self.inputs.call(tokens=tokens)
+    _, state = self.inputs.run(tokens=tokens)
     without = testing.make_inputs(MLP(expansion=2), momentum=False)
     with self.assertRaisesRegex(ValueError, "begun with momentum"):
       without.call(state=state)

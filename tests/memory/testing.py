@@ -21,6 +21,7 @@ class Inputs:
   tokens: dict
   params: dict
   options: dict
+  _compiled: dict = dataclasses.field(default_factory=dict)
 
   @property
   def weights(self):
@@ -47,7 +48,10 @@ class Inputs:
   def run(self, **arguments):
     """Calls `memory.scan` compiled: eager calls compile every operation."""
     own = {"state": self.state, "tokens": self.tokens, "params": self.params}
-    return jax.jit(functools.partial(self.call, "xla"))(**own | arguments)
+    options = tuple(sorted(self.options.items()))
+    if options not in self._compiled:
+      self._compiled[options] = jax.jit(functools.partial(self.call, "xla"))
+    return self._compiled[options](**own | arguments)
 
 
 def make_inputs(

@@ -44,18 +44,23 @@ class Properties:
     cls.tokens = jax.random.randint(
         jax.random.key(0), (BATCH, LENGTH), 0, config.vocab_size, jnp.int32
     )
-    variables = jax.jit(model.init)(jax.random.key(1), cls.tokens)
-    # Away from the initial values, where gains and scales are one.
-    leaves, structure = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    cls.variables = jax.tree.unflatten(
-        structure,
-        [
-            x + 0.1 * jax.random.normal(k, x.shape, x.dtype)
-            for k, x in zip(keys, leaves)
-        ],
-    )
-    cls.start = model.init_state(cls.variables, batch_size=BATCH)
+
+    @jax.jit
+    def init():
+      variables = model.init(jax.random.key(1), cls.tokens)
+      # Away from the initial values, where gains and scales are one.
+      leaves, structure = jax.tree.flatten(variables)
+      keys = jax.random.split(jax.random.key(2), len(leaves))
+      variables = jax.tree.unflatten(
+          structure,
+          [
+              x + 0.1 * jax.random.normal(k, x.shape, x.dtype)
+              for k, x in zip(keys, leaves)
+          ],
+      )
+      return variables, model.init_state(variables, batch_size=BATCH)
+
+    cls.variables, cls.start = init()
     cls.all_real = jnp.ones((BATCH, LENGTH), bool)
     cls._read = staticmethod(
         jax.jit(lambda v, t, s, m: model.apply(v, t, s, mask=m))

@@ -128,12 +128,12 @@ class ProcessesTest(parameterized.TestCase):
     self.assertNotIn("Resuming", outputs[1])  # process 0 speaks for all
 
   @parameterized.parameters(
-      (0, "Only 1 of 2 processes came within 8 s"),
+      (0, "Only 1 of 2 processes came within 4 s"),
       (1, "could not reach process 0 at 127.0.0.1"),
   )
   def test_absent_process(self, left, message):
     folder = processes.folder(self)
-    started = _start(folder / "run", "--join_timeout=8", count=2)
+    started = _start(folder / "run", "--join_timeout=4", count=2)
     started[1 - left].kill()
     statuses, outputs = _finish(started)
     self.assertEqual(statuses[left], 1)

@@ -34,6 +34,7 @@ class SegmentsTest(parameterized.TestCase):
             dtype="float64",
             param_dtype="float64",
             vocab_size=257,
+            memory=titans.memory.MLP(depth=1, residual=False),
         )
     )
     cls.optimizer = optimizer_lib.make_optimizer(
