@@ -266,7 +266,7 @@ class NamesTest(parameterized.TestCase):
       self.assertFalse(exists(name), name)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # minutes, of the notebooks
 class SiteTest(absltest.TestCase):
 
   def test_site_builds_and_notebooks_run(self):

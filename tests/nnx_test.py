@@ -15,7 +15,13 @@ from titans_jax import nnx as titans_nnx
 class NeuralMemoryTest(absltest.TestCase):
 
   def test_in_a_user_s_module(self):
-    fields = {"model_dim": 8, "num_heads": 2, "head_dim": 4, "chunk_size": 4}
+    fields = {
+        "model_dim": 8,
+        "num_heads": 2,
+        "head_dim": 4,
+        "chunk_size": 4,
+        "net": titans.memory.MLP(depth=1, residual=False),
+    }
 
     class Model(nnx.Module):
 

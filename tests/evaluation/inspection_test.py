@@ -18,7 +18,11 @@ class TraceTest(parameterized.TestCase):
 
   def test_is_that_of_the_whole_text(self):
     config = titans.presets.tiny(
-        variant="mac", num_layers=1, vocab_size=257, num_persistent=0
+        variant="mac",
+        num_layers=1,
+        vocab_size=257,
+        num_persistent=0,
+        memory=titans.memory.MLP(depth=1, residual=False),
     )
     model = titans.TitansLM(config)
     variables = jax.jit(model.init)(
