@@ -29,6 +29,7 @@ TINY = (
     "--config.model.num_layers=1",
     "--config.model.model_dim=16",
     "--config.model.num_heads=2",
+    "--config.model.memory.depth=1",
     "--config.model.chunk_size=8",
     "--config.model.segment_length=16",
     "--config.model.window=16",
