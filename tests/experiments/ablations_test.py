@@ -39,6 +39,7 @@ class AblationsTest(absltest.TestCase):
             for field in (
                 "model.num_layers=1",
                 "model.model_dim=16",
+                "model.memory.depth=1",
                 "data.batch_size=4",
             )
         ),
