@@ -150,24 +150,29 @@ def compile_for_gpu(case: _aot_gpu.Case) -> list[dict[str, Any]]:
   """
   environment = os.environ | {"JAX_PLATFORMS": "cpu"} | _aot_gpu.REPORT
   cut, text = _run(_aot_gpu.__name__, case, environment)
-  return [
-      {
-          "source": "compiler",
-          "kernel": "hopper",
-          "direction": hopper.KERNELS[name],
-          "target": case.target,
-          "head_dim": case.head_dim,
-          "hidden": case.hidden,
-          "chunk": case.chunk,
-          "max_grad_norm": case.max_grad_norm,
-          **kernel,
-          **cut["kernels"][name],
-          "blocks_per_core": _aot_gpu.blocks_per_core(
-              case.target, kernel["registers"], **cut["kernels"][name]
-          ),
-      }
-      for name, kernel in _aot_gpu.read_report(text).items()
-  ]
+
+  def row(name, kernel):
+    block = cut["kernels"][name]
+    return {
+        "source": "compiler",
+        "kernel": "hopper",
+        "direction": hopper.KERNELS[name],
+        "target": case.target,
+        "head_dim": case.head_dim,
+        "hidden": case.hidden,
+        "chunk": case.chunk,
+        "max_grad_norm": case.max_grad_norm,
+        **kernel,
+        **block,
+        "blocks_per_core": _aot_gpu.blocks_per_core(
+            case.target,
+            kernel["registers"],
+            block["threads"],
+            block["shared_bytes"],
+        ),
+    }
+
+  return [row(*item) for item in _aot_gpu.read_report(text).items()]
 
 
 def _row(case, direction, cut, dumps) -> dict[str, Any]:
@@ -235,7 +240,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _table_gpu(rows: Sequence[dict[str, Any]]) -> str:
   head = ["D", "hidden", "b", "", "registers", "spill stores", "spill loads"]
-  lines = [head + ["threads", "shared KiB", "blocks"]]
+  lines = [head + ["threads", "shared KiB", "blocks", "cluster"]]
   for row in rows:
     names = ("registers", "spill_stores", "spill_loads", "threads")
     lines.append(
@@ -245,6 +250,7 @@ def _table_gpu(rows: Sequence[dict[str, Any]]) -> str:
             *(str(row[name]) for name in names),
             f"{row['shared_bytes'] / 1024:.1f}",
             str(row["blocks_per_core"]),
+            str(row["cluster"]),
         ]
     )
   return _aligned(lines)

@@ -89,7 +89,7 @@ _LARGE = {
         length=20 * chunk,
         packed=True,
     )
-    for head_dim, chunk in ((48, 16), (64, 16), (64, 64), (128, 64))
+    for head_dim, chunk in ((48, 16), (64, 16), (64, 64), (96, 16), (128, 64))
 }
 _LARGE["d64_b16_l2_documents"] = dataclasses.replace(
     _LARGE["d64_b16_l2_large"], documents=True

@@ -87,6 +87,20 @@ class InterpretedTest(parameterized.TestCase):
       ("two_warpgroups", 8, 2**32, {"length": 40, "mask": True}),
       # Two tiles a warpgroup.
       ("wide", 4, 2**32, {"length": 32, "dim": 64}),
+      # Three blocks that share a head, of two warpgroups and two panels.
+      ("cluster", 4, 2**32, {"length": 40, "dim": 96, "mask": True}),
+      (
+          "cluster_bounded_documents",
+          4,
+          1,
+          {
+              "length": 48,
+              "dim": 96,
+              "max_grad_norm": 20.0,
+              "checkpoint_every": 2,
+              "resets": [(0, 32)],
+          },
+      ),
       # A prime number of chunks, in spans of two, of which one state is kept.
       (
           "held_gates_kept_in_groups",
@@ -153,8 +167,9 @@ class InterpretedTest(parameterized.TestCase):
     )
     # Gentle writes: a chunk's tokens are many for so small a memory.
     gates = inputs.tokens["gates"]
+    rate = min(0.1, 2 / inputs.tokens["keys"].shape[-1])
     inputs.tokens["gates"] = dataclasses.replace(
-        gates, learning_rate=0.1 * gates.learning_rate
+        gates, learning_rate=rate * gates.learning_rate
     )
     with (
         interpreted(self),
@@ -164,13 +179,13 @@ class InterpretedTest(parameterized.TestCase):
     # Gradients by gates that meet the products of many chunks.
     testing.assert_close(actual, kernel_test.gradients(inputs, "xla"), 2e-5)
 
-  @parameterized.parameters(None, 9.0)
-  def test_rounds_as_much_as_lax_scan(self, max_grad_norm):
+  @parameterized.parameters((16, None), (16, 9.0), (96, None))
+  def test_rounds_as_much_as_lax_scan(self, head_dim, max_grad_norm):
     problem = _problems.Problem(
-        head_dim=16,
+        head_dim=head_dim,
         chunk=16,
         depth=2,
-        hidden=64,
+        hidden=4 * head_dim,
         batch=1,
         heads=2,
         length=40,
@@ -298,7 +313,7 @@ class WhyNotTest(parameterized.TestCase):
     self.assertIsNone(self.reason(dim=dim, chunk=chunk))
 
   @parameterized.parameters(
-      ({"dim": 128}, "head dimensions of 16, 32, 48, 64, not of 128"),
+      ({"dim": 256}, "head dimensions of 16, 32, 48, 64, 96, 128, not of 256"),
       ({"chunk": 24}, "chunks of 16, 32, 64 tokens, not of 24"),
       ({"dtype": None}, "of bfloat16"),
       ({"net": memory.MLP(expansion=2)}, "256 hidden units, not 128"),
@@ -331,6 +346,16 @@ class WhyNotTest(parameterized.TestCase):
       inputs.call("auto")
     self.assertIn("no kernel on cuda: noted.", logs.output[-1])
     self.assertRegex(reasons[0], message)
+
+  @parameterized.parameters((64, True), (128, False))
+  def test_a_cluster_has_to_be_asked_for(self, dim, by_itself):
+    keys = jax.ShapeDtypeStruct((1, 1, 2, 64, dim), jnp.float32)
+    chunks = chunk_lib.Prepared(*[None] * len(chunk_lib.Prepared._fields))
+    reason = hopper.why_not_unasked(chunks._replace(keys=keys))
+    if by_itself:
+      self.assertIsNone(reason)
+    else:
+      self.assertRegex(reason, "cluster of blocks.*'pallas' asks for it")
 
   def test_asked_for_on_a_gpu_without_it(self):
     inputs = testing.make_inputs(memory.MLP(), dim=16, dtype=jnp.float32)
@@ -396,8 +421,12 @@ class _Compiled(absent_gpu.TestCase):
       bound = bounds.get(hopper.KERNELS[name], 0)
       self.assertLessEqual(kernel["spill_stores"], bound, name)
       self.assertLessEqual(kernel["spill_loads"], bound, name)
+      block = result["kernels"][name]
       blocks = _aot_gpu.blocks_per_core(
-          target, kernel["registers"], **result["kernels"][name]
+          target,
+          kernel["registers"],
+          block["threads"],
+          block["shared_bytes"],
       )
       self.assertGreaterEqual(blocks, 1)
 
@@ -415,6 +444,8 @@ class CompiledTest(_Compiled):
       (48, 16, None),
       (64, 16, None),
       (64, 64, None),
+      # A cluster of three blocks.
+      (96, 16, None),
       # As pretraining has it.
       (48, 16, 1.0),
       (64, 16, 1.0),
@@ -444,13 +475,18 @@ class CompiledTest(_Compiled):
     self.assertRegex(text, r"subtract\(")
     self.assertNotRegex(text, r"subtract\((%\S+), \1\)")
 
-  @parameterized.parameters(("pallas", True), ("auto", True), ("xla", False))
-  def test_through_the_scan_and_back(self, implementation, expected):
+  @parameterized.parameters(
+      (16, "pallas", True),
+      (16, "auto", True),
+      (16, "xla", False),
+      (96, "auto", False),
+  )
+  def test_through_the_scan_and_back(self, dim, implementation, expected):
     problem = _problems.Problem(
-        16,
+        dim,
         16,
         depth=2,
-        hidden=64,
+        hidden=4 * dim,
         batch=1,
         heads=2,
         length=32,

@@ -232,7 +232,7 @@ class CommandTest(parameterized.TestCase):
       self.assertEqual((row["source"], row["hidden"]), ("compiler", 192))
       self.assertEqual((row["spill_stores"], row["spill_loads"]), (0, 0))
     for row in map(by_direction.get, scans):
-      self.assertEqual(row["threads"], 3 * 128)
+      self.assertEqual((row["threads"], row["cluster"]), (3 * 128, 1))
       # A state of 108 KiB in 16-bit parts, of a multiprocessor's 227.
       self.assertBetween(row["shared_bytes"], 72 * 1024, 227 * 1024)
       self.assertEqual(row["blocks_per_core"], 1)
@@ -241,7 +241,7 @@ class CommandTest(parameterized.TestCase):
     reason = _aot_gpu.why_not()
     if reason is not None:
       self.skipTest(reason)
-    process = run("--target=h200", "--head_dim=128")
+    process = run("--target=h200", "--head_dim=256")
     processes.assert_refused(self, process, "head dimensions of 16, 32, 48, 64")
 
   def test_missing_compiler_names_the_extra(self):

@@ -203,6 +203,8 @@ def _scan_scalar(options, carry, chunks, constants, *, group, recompute):
     if platform == "cuda":
       kernel = by_hopper
       reason = hopper.why_not(options, carry, prepared)
+      if options.implementation == "auto" and reason is None:
+        reason = hopper.why_not_unasked(prepared)
     else:
       kernel = functools.partial(by_kernel, interpret=False)
       reason = pallas_kernels.why_not(step, *arguments)

@@ -6,13 +6,20 @@ Mosaic GPU has no product of any shape, so these kernels are written for one
 network (M(x) = x + g * LN(gelu(x W_1) W_2)) and live beside it, not in
 `pallas_kernels`. They use the tensor cores (`wgmma`).
 
-A block of threads owns a head. The hidden units are cut into tiles of 64; a
+A block of threads owns a head of up to 64 channels. The hidden units are cut into tiles of 64; a
 warpgroup owns some of them, with their rows of W_1^T, W_2 and of both momenta:
 [64, D] each. Everything a hidden unit needs is then local to its warpgroup, but
 for the sums over all hidden units, f(k), f(q) and, with a bound, |delta_1|; those,
 and what is done to whole rows (LN, the loss, the output), are the first
 warpgroup's. Activations are kept transposed, hidden units by tokens, so a tile
 fills a `wgmma` whatever the chunk size.
+
+A head of 96 or 128 channels is split over a cluster of blocks, two tiles each. What
+all hidden units add up to is then the sum of the blocks' parts: once a chunk each
+writes its part of f(k), or, in the backward pass, of delta_2's cotangent, to main
+memory, meets the others and adds up all (with a bound once more for |delta_1|). f(q)
+leaves in parts, which XLA adds. Every block's first warpgroup then does the same to
+whole rows, which have too many channels for registers and are taken in two panels.
 
 What lies where: weights are the sum of a bfloat16 part in shared memory, which
 the products take, and of what its rounding left, in registers: together 16 bits
@@ -36,6 +43,7 @@ from titans_jax.memory.hopper.shapes import why_not
 from titans_jax.memory.hopper.shapes import why_not_device
 from titans_jax.memory.hopper.shapes import why_not_rule
 from titans_jax.memory.hopper.shapes import why_not_shape
+from titans_jax.memory.hopper.shapes import why_not_unasked
 from titans_jax.memory.hopper.shapes import WIDTHS
 from titans_jax.memory.hopper.tiles import plgpu
 
@@ -52,4 +60,5 @@ __all__ = (
     "why_not_device",
     "why_not_rule",
     "why_not_shape",
+    "why_not_unasked",
 )

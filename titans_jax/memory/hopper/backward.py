@@ -41,6 +41,9 @@ So the rows of g and n have s in them, and what the reads add to d delta' too. O
 second layer all that is of whole rows; of the first <delta, y> is <delta_2, V> with
 V = (y * gelu'(Z))^T W_2, which the first warpgroup has in any case: dU is corrected
 after it, from y, which waits in dZ's place.
+
+A cluster of blocks adds up what its hidden units make of dDelta_2, with a bound the
+part through dU apart.
 """
 
 from __future__ import annotations
@@ -64,10 +67,11 @@ NAME = "fused_memory_scan_backward"
 
 # Rows of the numbers per token of a chunk, in `Chunks.tokens`: -g and -n of both
 # layers, one over the deviation of f(k), and that times mean(LN(f(k)) v). With a
-# bound, where it acts: s / |delta_1'|^2, 1 / |delta_2|^2, 1 / |a|^2 of the second
-# layer. The kernel overwrites the first and the last of these with the factors of
-# delta_1' and of a.
-_G_2, _N_2, _G_1, _N_1, _SCALE, _ALONG, _DELTA_1, _DELTA_2, _ACTS = range(9)
+# bound, where it acts: s / |delta_1'|^2, 1 / |a|^2 of the second layer, and
+# 1 / |delta_2|^2. The kernel overwrites the first two of these with the factors of
+# delta_1' and of a; the last, read once, does not come to shared memory, which is
+# full.
+_G_2, _N_2, _G_1, _N_1, _SCALE, _ALONG, _DELTA_1, _ACTS, _DELTA_2 = range(9)
 
 
 class Bounded(NamedTuple):
@@ -99,7 +103,7 @@ class Chunks(NamedTuple):
     d_delta_1: to that of Delta_1, likewise; with a bound s times to that of
       Delta_1'.
     d_deltas: to that of delta_2, [I, N, 64, D], likewise.
-    tokens: float32 [I, N, 8 or 16, 64], a coefficient per row, a token per column.
+    tokens: float32 [I, N, 6 or 9, 64], a coefficient per row, a token per column.
     ends: float32 [I, N, 6], last beta, f and m of each layer.
     gain: float32 [I, D].
     zero: int32 [1].
@@ -127,7 +131,7 @@ class Chunks(NamedTuple):
 def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
   """What a warpgroup does for one head."""
   last, chunks = inputs
-  first, after, d_z, d_deltas_out, on_delta_1_out = results
+  first, after, d_z, d_deltas_out, on_delta_1_out, shared = results
   bounded = chunks.bounded
   buffers, barriers = scratch
   (weights, momentum), layer_2, acts = (
@@ -137,26 +141,34 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
   )
   keys, deltas, back = buffers.keys, buffers.deltas, buffers.back
   tokens, chunk_came = buffers.tokens, barriers.chunk_came
-  size, width, dtype = shape.chunk, shape.width, shape.dtype
-  head = block.Block(shape, buffers.state, barriers.everyone, chunks.zero)
+  size, dtype, panels = shape.chunk, shape.dtype, shape.columns()
+  meeting = block.Meeting(*barriers.meeting, zero=chunks.zero)
+  head = block.Block(shape, interpreted, buffers.state, meeting)
   instance, own, zero = head.instance, head.own, head.zero
-  all_tiles = range(shape.tiles)
+  all_tiles = range(shape.tiles_per_block)
   product = tiles.Products(interpreted)
 
   # Which of an address's parts the compiler may not know decides what it spills:
-  # found by trying, with one tile a warpgroup and with two.
-  two = shape.tiles_per_group > 1
+  # found by trying, with one tile a warpgroup, with two, and with two panels.
+  two, wide = shape.tiles_per_group > 1, shape.panels > 1
+  head_known, chunk_known = not (two or wide or bounded), two
 
   def here(n):
-    return (instance + zero(), n) if two else (instance, n + zero())
+    return (
+        instance if head_known else instance + zero(),
+        n if chunk_known else n + zero(),
+    )
+
+  def there(n, t):
+    return *here(n), head.place_of(t)
 
   def fetch(n):
     copy = functools.partial(tiles.plgpu.copy_gmem_to_smem, barrier=chunk_came)
     copy(chunks.keys.at[instance, n], keys.at[0, :size])
     copy(chunks.deltas.at[instance, n], deltas.at[0, :size])
-    copy(chunks.tokens.at[instance, n], tokens)
+    copy(chunks.tokens.at[instance, n, : _rows(shape)], tokens)
     for t in all_tiles:
-      copy(chunks.weights.at[instance, n, t], layer_2.at[t])
+      copy(chunks.weights.at[instance, n, head.place_of(t)], layer_2.at[t])
 
   def of_tokens(row):
     return tiles.per_column(tokens[row, :size])
@@ -171,31 +183,46 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     ]
     return found[0] + found[1]
 
-  def over_units(left, right):
-    """Returns the sum over all hidden units of left^T right, [64, D]."""
+  def over_units(left, right, columns):
+    """Returns the sum over the block's hidden units of left^T right, columns of
+    [64, D]."""
     z0 = zero()
     return product.sum(
         [tiles.turned(left.at[t + z0]) for t in all_tiles],
-        [right.at[t + z0] for t in all_tiles],
+        [right.at[t + z0, :, columns] for t in all_tiles],
     )
 
+  def by_panel(fn, *rows):
+    """Applies fn to panels, of lists of them and of references to rows."""
+
+    def part(x, panel):
+      return x[panel] if isinstance(x, list) else x.at[:, panels[panel]]
+
+    return [
+        tiles.columns(fn, *(part(x, panel) for x in rows))
+        for panel in range(shape.panels)
+    ]
+
+  def of_panels(ref):
+    """Returns the panels of a buffer of rows."""
+    return [ref[zero(), :, columns] for columns in panels]
+
   def added(x, more):
-    return tiles.columns(lambda x, y: x + y.astype(jnp.float32), x, more)
+    return tiles.columns(plus, x, more)
+
+  def plus(x, y):
+    return x + y.astype(jnp.float32)
 
   def times(x, y):
     return x * y.astype(jnp.float32)
 
   def inner(x, y):
-    """Returns the inner products of rows, [64]."""
-    return jnp.sum(tiles.columns(times, x, y), axis=1)
+    """Returns the inner products of rows over their width, [64]."""
+    return tiles.row_mean(by_panel(times, x, y))
 
   def less(x, factors, y):
     """Returns x less rows of y, each times a factor."""
-
-    def strip(x, y):
-      return x - tiles.per_row(factors, x.shape[1]) * y.astype(jnp.float32)
-
-    return tiles.columns(strip, x, y)
+    return x - tiles.per_row(factors, x.shape[1]) * y.astype(jnp.float32)
 
   def through_gelu(x, slope):
     return times(x, slope).astype(dtype)
@@ -206,44 +233,48 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
         lambda y, factor, delta: (
             y.astype(jnp.float32) - factor * delta.astype(jnp.float32)
         ),
-        d_z.at[*here(n), t],
+        d_z.at[*there(n, t)],
         of_tokens(_DELTA_1),
-        bounded.delta_1.at[*here(n), t],
+        bounded.delta_1.at[*there(n, t)],
     )
     acts[t + zero(), :, :size] = tiles.columns(
-        through_gelu, delta, chunks.slopes.at[*here(n), t]
+        through_gelu, delta, chunks.slopes.at[*there(n, t)]
     )
     (bend,) = tiles.packed(
-        tiles.columns(through_gelu, delta, chunks.bends.at[*here(n), t])
+        tiles.columns(through_gelu, delta, chunks.bends.at[*there(n, t)])
     )
     tiles.plgpu.commit_smem()  # Of dU comes a product.
     return bend
 
-  def update(layer, i, n, rests, change):
-    """Writes a tile's next P and R, given P's change; returns P's rests."""
+  def update(layer, i, n, rests, changes):
+    """Writes a tile's next P and R, given the change of P's columns; returns P's
+    rests."""
     beta, f, m = (
         chunks.ends[instance + zero(), n, 3 * layer + k] for k in range(3)
     )
     w, s = weights[layer], momentum[layer]
-    t, place = own[i] + (0 if two else zero()), head.place(i, layer)
+    t = own[i] + (0 if two else zero())
+    for panel, columns in enumerate(panels):
+      place = head.place(i, layer, panel)
 
-    def new(w, rests, s, change, more_w, more_s):
-      whole = tiles.whole(w, rests, place)
-      s = f * whole + m * s.astype(jnp.float32) + more_s.astype(jnp.float32)
-      whole = beta * whole + change + more_w.astype(jnp.float32)
-      rounded = whole.astype(dtype)
-      rests = tiles.with_rest(rests, place, whole, rounded)
-      return rounded, rests, s.astype(dtype)
+      def new(w, rests, s, change, more_w, more_s, place=place):
+        whole = tiles.whole(w, rests, place)
+        s = f * whole + m * s.astype(jnp.float32) + more_s.astype(jnp.float32)
+        whole = beta * whole + change + more_w.astype(jnp.float32)
+        rounded = whole.astype(dtype)
+        rests = tiles.with_rest(rests, place, whole, rounded)
+        return rounded, rests, s.astype(dtype)
 
-    rounded, rests, s[t] = tiles.columns(
-        new,
-        w[t],
-        rests,
-        s[t],
-        change,
-        *(x[layer].at[*here(n), t] for x in chunks.direct),
-    )
-    w[t], rests = tiles.packed(rounded, rests)
+      change = changes(columns)
+      rounded, rests, s[t, :, columns] = tiles.columns(
+          new,
+          w[t, :, columns],
+          rests,
+          s[t, :, columns],
+          change,
+          *(x[layer].at[*there(n, t), :, columns] for x in chunks.direct),
+      )
+      w[t, :, columns], rests = tiles.packed(rounded, rests)
     return rests
 
   head.leads(lambda: fetch(shape.chunks - 1))
@@ -252,7 +283,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
   def step(i, rests):
     n = shape.chunks - 1 - i
     for t in own:
-      acts[t + zero(), :, :size] = tiles.load(chunks.acts.at[*here(n), t])
+      acts[t + zero(), :, :size] = tiles.load(chunks.acts.at[*there(n, t)])
     tiles.plgpu.barrier_wait(chunk_came)
     head.sync()
 
@@ -260,58 +291,93 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     def _():
       # A^T P_2 and A^T R_2, before what is learned of A takes its place.
       head.store_rounded(after, (instance, n), zero())
-      of_layer = []
-      for row, right in ((_G_2, weights[1]), (_N_2, momentum[1])):
-        of_layer.append(
-            tiles.per_row(tokens[row], width) * over_units(acts, right)
-        )
-      d_deltas = of_layer[0] + of_layer[1]
-      if bounded is not None:
-        d_deltas = added(d_deltas, chunks.d_deltas.at[*here(n)])
-        on_delta = inner(d_deltas, deltas[zero()])
-        d_deltas = less(d_deltas, on_delta * tokens[_DELTA_2], deltas[zero()])
-        tokens[_ACTS] = on_delta * tokens[_ACTS]
-      back[zero()] = d_deltas.astype(dtype)
+      for columns in panels:
+        of_layer = [
+            tiles.per_row(tokens[row], shape.panel)
+            * over_units(acts, right, columns)
+            for row, right in ((_G_2, weights[1]), (_N_2, momentum[1]))
+        ]
+        back[zero(), :, columns] = (of_layer[0] + of_layer[1]).astype(dtype)
 
     head.sync()
 
     bends = []
     for t in own:
       x = over_tokens((weights[0], momentum[0]), t, keys, (_G_1, _N_1))
-      x = added(x, chunks.d_delta_1.at[*here(n), t])  # dDelta_1, or y
+      x = added(x, chunks.d_delta_1.at[*there(n, t)])  # dDelta_1, or y
       if bounded is None:
         (bend,) = tiles.packed(
             tiles.columns(
-                through_gelu, x, tiles.load(chunks.bends.at[*here(n), t])
+                through_gelu, x, tiles.load(chunks.bends.at[*there(n, t)])
             )
         )
-        bends.append(bend)
+        # It waits in registers or, if these are few, in main memory.
+        if wide:
+          tiles.store(d_z.at[*there(n, t)], bend)
+        else:
+          bends.append(bend)
       else:
-        # y waits in main memory for the factor of delta_1'.
-        tiles.store(d_z.at[*here(n), t], x.astype(dtype))
+        # y waits there for the factor of delta_1'.
+        tiles.store(d_z.at[*there(n, t)], x.astype(dtype))
       acts[t + zero(), :, :size] = tiles.columns(
-          through_gelu, x, chunks.slopes.at[*here(n), t]
+          through_gelu, x, chunks.slopes.at[*there(n, t)]
       )
     head.sync()
 
     @head.leads
     def _():
       # dDelta_2 and dF, as the derivative of `networks.layer_norm_back` has it.
-      d_deltas = over_units(acts, layer_2)
-      if bounded is not None:
-        on_delta_1 = inner(d_deltas, deltas[zero()])
-        on_delta_1_out[*here(n)] = on_delta_1
+      by_units = [
+          functools.partial(over_units, acts, layer_2, columns)
+          for columns in panels
+      ]
+      known = [
+          lambda columns=columns: back[zero(), :, columns].astype(jnp.float32)
+          for columns in panels
+      ]
+      delta_2 = functools.partial(of_panels, deltas)
+      if bounded is None:
+        of_both = [lambda x=x, y=y: y() + x() for x, y in zip(known, by_units)]
+        d_deltas = head.total(shared, i, of_both)
+        head.apart()
+        d_deltas = by_panel(plus, d_deltas, chunks.d_deltas.at[*here(n)])
+        head.apart()
+      else:
+        found = head.total(shared, i, known + by_units)
+        known, by_units = found[: shape.panels], found[shape.panels :]
+        more, over = chunks.d_deltas.at[*here(n)], bounded.back.at[*here(n)]
+        on_delta_1 = shape.width * inner(by_units, delta_2())
         factor = on_delta_1 * tokens[_DELTA_1]
         tokens[_DELTA_1] = factor
-        d_deltas = less(d_deltas, factor, bounded.back.at[*here(n)])
-      d_deltas = back[zero()].astype(jnp.float32) + d_deltas
-      if bounded is None:
-        d_deltas = added(d_deltas, chunks.d_deltas.at[*here(n)])
-      tiles.store(d_deltas_out.at[*here(n)], d_deltas.astype(dtype))
+        head.apart()
+        on_delta = shape.width * tiles.row_mean(
+            by_panel(
+                lambda x, more, delta: times(plus(x, more), delta),
+                known,
+                more,
+                delta_2(),
+            )
+        )
+        tokens[_ACTS] = on_delta * tokens[_ACTS]
+        on_delta *= tiles.load(chunks.tokens.at[*here(n), _DELTA_2], 0)
+        head.apart()
+
+        def bound(x, more, delta, units, over):
+          x = less(plus(x, more), on_delta, delta)
+          return x + less(units, factor, over)
+
+        d_deltas = by_panel(bound, known, more, delta_2(), by_units, over)
+
+      @head.writes
+      def _():
+        if bounded is not None:
+          on_delta_1_out[*here(n)] = on_delta_1
+        for columns, x in zip(panels, d_deltas):
+          tiles.store(d_deltas_out.at[*here(n), :, columns], x.astype(dtype))
+
       y = chunks.normal.at[*here(n)]
-      gain = tiles.load(chunks.gain.at[instance + zero()], 1)
+      gains = functools.partial(head.of_channels, chunks.gain)
       scale = tokens[_SCALE]
-      mean = lambda x: jnp.sum(x, axis=1) * (1 / width)
 
       def rows(x, like):
         return tiles.per_row(x, like.shape[1])
@@ -320,22 +386,21 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
         y = y.astype(jnp.float32)
         return x - rows(mean_x, x) - y * rows(along, x)
 
-      along = inner(d_deltas, y) * (1 / width)
-      mean_d = mean(d_deltas)
-      h = tiles.columns(lambda x, y: across(x, y, mean_d, along), d_deltas, y)
+      along = inner(d_deltas, y)
+      mean_d = tiles.row_mean(d_deltas)
+      h = by_panel(lambda x, y: across(x, y, mean_d, along), d_deltas, y)
       # scale mean(h v) = mean(h delta) + scale mean(y v) mean(y d_deltas) (1 -
       # mean(y^2)), of which the last is epsilon scale^2.
       left = along * (networks.NORM_EPSILON * scale * scale)
-      on_delta = inner(h, deltas[zero()]) * (1 / width) + tokens[_ALONG] * left
-      gains = tiles.per_column(gain)
+      on_delta = inner(h, delta_2()) + tokens[_ALONG] * left
 
       def through_loss(h, gain):
         return (2 * gain * gain) * h * rows(scale, h)
 
-      mean_there = mean(tiles.columns(through_loss, h, gains))
-      there_along = mean(
-          tiles.columns(
-              lambda h, gain, y: times(through_loss(h, gain), y), h, gains, y
+      mean_there = tiles.row_mean(by_panel(through_loss, h, gains()))
+      there_along = tiles.row_mean(
+          by_panel(
+              lambda h, gain, y: times(through_loss(h, gain), y), h, gains(), y
           )
       )
 
@@ -346,23 +411,28 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
         there -= delta * rows(along, delta)
         return (there * rows(scale, there)).astype(dtype)
 
-      back[zero()] = tiles.columns(df, h, gains, y, deltas[zero()])
+      d_f = by_panel(df, h, gains(), y, delta_2())
+      for columns, x in zip(panels, d_f):
+        back[zero(), :, columns] = x
       tiles.plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
     head.sync()
 
     for i, t in enumerate(own):
-      bend = bends[i] if bounded is None else correct(n, t)
+      if bounded is not None:
+        bend = correct(n, t)
+      else:
+        bend = d_z.at[*there(n, t)] if wide else bends[i]
       x = over_tokens((weights[1], momentum[1]), t, deltas, (_G_2, _N_2))
       z0 = zero()
       x += product(layer_2.at[t + z0], tiles.turned(back.at[z0, :size]))  # dA
-      x = added(x, chunks.d_acts.at[*here(n), t])
+      x = added(x, chunks.d_acts.at[*there(n, t)])
       if bounded is not None:
         x = tiles.columns(
             lambda x, factor, act: x - factor * act.astype(jnp.float32),
             x,
             of_tokens(_ACTS),
-            chunks.acts.at[*here(n), t],
+            chunks.acts.at[*there(n, t)],
         )
       (dz,) = tiles.packed(
           tiles.columns(
@@ -370,28 +440,33 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
                   x * slope.astype(jnp.float32) + bend.astype(jnp.float32)
               ).astype(dtype),
               x,
-              chunks.slopes.at[*here(n), t],
+              chunks.slopes.at[*there(n, t)],
               bend,
           )
       )
-      tiles.store(d_z.at[*here(n), t], dz)
-      rests = update(0, i, n, rests, product(dz, keys.at[zero(), :size]))
-      z0 = zero()
-      change = product.sum(
-          [
-              tiles.load(chunks.acts.at[*here(n), t]),
-              acts.at[t + z0, :, :size],
-          ],
-          [back.at[z0, :size], deltas.at[z0, :size]],
-      )
-      rests = update(1, i, n, rests, change)
+      tiles.store(d_z.at[*there(n, t)], dz)
+
+      def change_1(columns, dz=dz):
+        return product(dz, keys.at[zero(), :size, columns])
+
+      def change_2(columns, t=t):
+        z0 = zero()
+        return product.sum(
+            [
+                tiles.load(chunks.acts.at[*there(n, t)]),
+                acts.at[t + z0, :, :size],
+            ],
+            [back.at[z0, :size, columns], deltas.at[z0, :size, columns]],
+        )
+
+      rests = update(0, i, n, rests, change_1)
+      rests = update(1, i, n, rests, change_2)
     head.sync()
     pl.when(head.is_leader & (n > 0))(lambda: fetch(n - 1))
     return rests
 
   rests = jax.lax.fori_loop(0, shape.chunks, step, rests)
-  head.store(first, (instance,), rests, (acts, layer_2), zero())
-  tiles.plgpu.wait_smem_to_gmem(0)
+  head.store(first, rests, zero() if two else 0)
 
 
 class _Buffers(NamedTuple):
@@ -422,28 +497,31 @@ class _Barriers(NamedTuple):
   Attributes:
     chunk_came: `fetch` has done its copies.
     state_came: the state is there.
-    everyone: all warpgroups have arrived.
+    meeting: `block.barriers`.
   """
 
   chunk_came: Any
   state_came: Any
-  everyone: Any
+  meeting: tuple[Any, Any]
+
+
+def _rows(shape: shapes.Shape) -> int:
+  """Returns the numbers per token in shared memory."""
+  return 1 + (_ALONG if shape.max_grad_norm is None else _ACTS)
 
 
 def _buffers(shape: shapes.Shape) -> _Buffers:
   buffer = functools.partial(shapes.buffer, shape)
-  layer = buffer(shape.tiles, tiles.TILE, shape.width)
+  layer = buffer(shape.tiles_per_block, tiles.TILE, shape.width)
   tokens = buffer(1, tiles.TILE, shape.width)
   return _Buffers(
       state=((layer, layer), (layer, layer)),
       layer_2=layer,
-      acts=buffer(shape.tiles, tiles.TILE, tiles.TILE),
+      acts=buffer(shape.tiles_per_block, tiles.TILE, tiles.TILE),
       keys=tokens,
       deltas=tokens,
       back=tokens,
-      tokens=tiles.plgpu.SMEM(
-          (8 if shape.max_grad_norm is None else 16, tiles.TILE), jnp.float32
-      ),
+      tokens=tiles.plgpu.SMEM((_rows(shape), tiles.TILE), jnp.float32),
   )
 
 
@@ -470,33 +548,37 @@ def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
   lead = (shape.instances,)
   barrier = tiles.plgpu.Barrier
   barriers = _Barriers(
-      chunk_came=barrier(num_arrivals=3 + shape.tiles),
-      state_came=barrier(num_arrivals=4 * shape.tiles),
-      everyone=barrier(num_arrivals=shape.warpgroups),
+      chunk_came=barrier(num_arrivals=3 + shape.tiles_per_block),
+      state_came=barrier(num_arrivals=4 * shape.tiles_per_block),
+      meeting=block.barriers(shape),
   )
-  on_delta_1 = None
+  on_delta_1, sums = None, 1
   if shape.max_grad_norm is not None:
+    sums = 2
     row = *lead, shape.chunks, tiles.TILE
     on_delta_1 = jax.ShapeDtypeStruct(row, jnp.float32)
-  first, after, d_z, d_deltas, on_delta_1 = block.launch(
+  first, after, d_z, d_deltas, on_delta_1, _ = block.launch(
       _kernel,
       NAME,
       shape,
       (last, chunks),
       (
-          shapes.state_type(shape, (tiles.TILE, shape.width), *lead),
-          shapes.state_type(shape, (), *lead, shape.chunks),
+          shapes.state_type(shape, *lead, rest=True),
+          shapes.state_type(shape, *lead, shape.chunks, rest=False),
           shapes.tile_type(shape, shape.chunk, *lead, shape.chunks),
           jax.ShapeDtypeStruct(
               (*lead, shape.chunks, tiles.TILE, shape.width), shape.dtype
           ),
           on_delta_1,
+          block.shared_type(
+              shape, sums * shape.panels, tiles.TILE, shape.panel
+          ),
       ),
       (_buffers(shape), barriers),
       interpret,
   )
   return (
-      shapes.narrow(shape.width, first),
+      first,
       after,
       d_z.reshape(*d_z.shape[:2], shape.hidden, shape.chunk),
       d_deltas[:, :, : shape.chunk].astype(jnp.float32),

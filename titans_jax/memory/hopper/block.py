@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 import jax
 from jax.experimental import pallas as pl
@@ -17,12 +17,28 @@ from titans_jax.memory.hopper import tiles
 Array = jax.Array
 
 
+class Meeting(NamedTuple):
+  """How the blocks of a head meet, of which there may be one.
+
+  Attributes:
+    everyone: barrier of a block's warpgroups.
+    leaders: barrier of all blocks' leaders, or None.
+    zero: reference to a zero in main memory.
+  """
+
+  everyone: Any
+  leaders: Any
+  zero: Any
+
+
 class Block:
   """What a warpgroup of a kernel knows of its block.
 
-  The head's W and S are in shared memory; what rounding left of W is in the
-  registers of the warpgroup that owns the tile, a byte of an int32 [64, D] for
-  each of its tiles and layers ("rests").
+  A head has one block, or a cluster of them that share its tiles. Their W and S
+  are in shared memory; what rounding left of W is in the registers of the warpgroup
+  that owns the tile, a byte of an int32 [64, D / panels] for each of its tiles,
+  layers and panels ("rests"). Tiles are counted within the block; `place_of` is
+  their number in the head.
 
   Attributes:
     instance: the head.
@@ -30,18 +46,21 @@ class Block:
     is_leader: whether it is the one that does what is done to whole rows.
   """
 
-  def __init__(self, shape: shapes.Shape, held, everyone, zero):
+  def __init__(
+      self, shape: shapes.Shape, interpreted: bool, held, meeting: Meeting
+  ):
     """Takes what a kernel was given.
 
     Args:
       shape: sizes.
+      interpreted: whether it is.
       held: references in shared memory, W and S of both layers.
-      everyone: barrier of all warpgroups.
-      zero: reference to a zero in main memory.
+      meeting: what its blocks share.
     """
-    self._shape, self._held = shape, (*held[0], *held[1])
-    self._everyone, self._zero = everyone, zero
+    self._shape, self._interpreted = shape, interpreted
+    self._held, self._meeting = (*held[0], *held[1]), meeting
     self.instance = jax.lax.axis_index("instance")
+    self._block = jax.lax.axis_index("block") if shape.blocks > 1 else None
     group = jax.lax.axis_index("group")
     first = group * shape.tiles_per_group
     self.own = [first + i for i in range(shape.tiles_per_group)]
@@ -51,21 +70,88 @@ class Block:
     """Runs what is the leader's."""
     pl.when(self.is_leader)(fn)
 
+  def writes(self, fn: Callable[[], None]) -> None:
+    """Runs what one of the leaders does, where all have the same to write."""
+    if self._block is None:
+      fn()
+    else:
+      pl.when(self._block == 0)(fn)
+
+  def place_of(self, t):
+    """Returns the number in the head of a tile of the block."""
+    if self._block is None:
+      return t
+    return self._block * self._shape.tiles_per_block + t
+
+  def part_of(self, ref):
+    """Returns the block's part of what has one for each, [blocks, ...]."""
+    return ref.at[0 if self._block is None else self._block]
+
   def sync(self) -> None:
     """Waits for all warpgroups, and lets them read what this one wrote."""
     tiles.plgpu.commit_smem()
-    tiles.plgpu.barrier_arrive(self._everyone)
-    tiles.plgpu.barrier_wait(self._everyone)
+    tiles.plgpu.barrier_arrive(self._meeting.everyone)
+    tiles.plgpu.barrier_wait(self._meeting.everyone)
+
+  def total(
+      self, shared, turn, parts: Sequence[Callable[[], Array]]
+  ) -> list[Any]:
+    """Adds over all blocks; of their leaders, which wait for each other.
+
+    They add what lies in main memory, all in the same order: every block goes on
+    with the same numbers.
+
+    Args:
+      shared: reference there, float32 [I, 2, blocks, n, ...], used in turns: who
+        writes in one has waited for all to have read the last. None: one block.
+      turn: how many came before.
+      parts: give the block's own, n arrays [64, columns] or [64].
+
+    Returns:
+      The sums, as `tiles.columns` or `tiles.load_rows` take them: to load one anew may
+      take less than to hold it.
+    """
+    if self._block is None:
+      return [part() for part in parts]
+    shared = shared.at[self.instance, jax.lax.rem(turn, 2)]
+    for i, part in enumerate(parts):
+      tiles.store(shared.at[self._block, i], part())
+    # A barrier orders what its block's threads see, not what others do.
+    if not self._interpreted:
+      tiles.fence()
+    tiles.plgpu.commit_smem()
+    tiles.plgpu.barrier_arrive(self._meeting.leaders)
+    tiles.plgpu.barrier_wait(self._meeting.leaders)
+    if not self._interpreted:
+      tiles.fence()
+    return [
+        tuple(shared.at[block, i] for block in range(self._shape.blocks))
+        for i in range(len(parts))
+    ]
+
+  def apart(self) -> None:
+    """Keeps the compiler from loading once what is needed before and after, which
+    would take registers between."""
+    tiles.plgpu.commit_smem()
+
+  def of_channels(self, ref) -> list[Array]:
+    """Loads the head's numbers per channel, [D], as panels of [64, D]."""
+    self.apart()
+    ref = ref.at[self.instance + self.zero()]
+    return [
+        tiles.per_column(tiles.load(ref.at[columns], 1))
+        for columns in self._shape.columns()
+    ]
 
   def zero(self) -> Array:
     """A zero that the compiler does not know: what is computed from it, like the
     descriptors of operands, cannot be moved out of the loop over chunks, where it
     would take all registers."""
-    return self._zero[0]
+    return self._meeting.zero[0]
 
-  def place(self, i: int, layer: int) -> int:
+  def place(self, i: int, layer: int, panel: int) -> int:
     """Returns the byte of the rests that is a layer's of its i-th tile."""
-    return 2 * i + layer
+    return (2 * i + layer) * self._shape.panels + panel
 
   def fetch_state(self, state: shapes.State, came) -> Array:
     """Brings the head's state; `came` is its barrier."""
@@ -74,24 +160,23 @@ class Block:
     def _():
       z0 = self.zero()
       for here, there in self._pairs(state):
-        for t in range(self._shape.tiles):
+        for t in range(self._shape.tiles_per_block):
           tiles.plgpu.copy_gmem_to_smem(
-              there.at[self.instance, t + z0], here.at[t + z0], came
+              there.at[self.instance, self.place_of(t + z0)],
+              here.at[t + z0],
+              came,
           )
 
     tiles.plgpu.barrier_wait(came)
-    rests = jnp.zeros((tiles.TILE, self._shape.width), jnp.int32)
-    for i, t in enumerate(self.own):
-      for layer in range(2):
-        rounded = self._held[layer][t + self.zero()]
-        x = rounded.astype(jnp.float32)
-        # Without a rest likewise: the loop's rests have the products' layout.
-        if state.rest:
-          rest = tiles.load(state.rest[layer].at[self.instance, t])
-          x += rest.astype(jnp.float32)
-        (rests,) = tiles.packed(
-            tiles.with_rest(rests, self.place(i, layer), x, rounded)
-        )
+    rests = jnp.zeros((tiles.TILE, self._shape.panel), jnp.int32)
+    for t, layer, columns, place in self._pieces():
+      rounded = self._held[layer][t + self.zero(), :, columns]
+      x = rounded.astype(jnp.float32)
+      # Without a rest likewise: the loop's rests have the products' layout.
+      if state.rest:
+        rest = state.rest[layer].at[self.instance, self.place_of(t), :, columns]
+        x += tiles.load(rest).astype(jnp.float32)
+      (rests,) = tiles.packed(tiles.with_rest(rests, place, x, rounded))
     return rests
 
   def restart(self, initial: shapes.State, came) -> Array:
@@ -103,41 +188,43 @@ class Block:
   def store(
       self,
       target: shapes.State,
-      where,
       rests: Array,
-      outlets: Sequence[Any],
       zero: Array | int = 0,
   ) -> None:
-    """Starts to write the state to main memory; W and S have to be waited for.
+    """Writes the state to main memory when all is done.
 
     Args:
       target: references there.
-      where: place in the leading axes.
       rests: of the warpgroup's tiles.
-      outlets: of each layer, a buffer through which its rest goes.
       zero: as of `store_rounded`.
     """
-    width = self._shape.width
+    where = (self.instance,)
+
+    self.leads(lambda: self.store_rounded(target, where, zero))
+    tiles.plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    self.sync()
 
     def left(rounded, rests, place):
       x = tiles.whole(rounded, rests, place) - rounded.astype(jnp.float32)
       return x.astype(self._shape.dtype)
 
-    for i, t in enumerate(self.own):
-      for layer, here in enumerate(outlets):
-        there = t + self.zero()
-        here[there, :, :width] = tiles.columns(
-            functools.partial(left, place=self.place(i, layer)),
-            self._held[layer][there],
-            rests,
-        )
+    # Rests go out through the places of W.
+    weights = self._held[:2]
+    for t, layer, columns, place in self._pieces():
+      t += self.zero()
+      weights[layer][t, :, columns] = tiles.columns(
+          functools.partial(left, place=place),
+          weights[layer][t, :, columns],
+          rests,
+      )
     tiles.plgpu.commit_smem()
     z0 = self.zero()
     for t in self.own:
-      for here, there in zip(outlets, target.rest):
-        tiles.plgpu.copy_smem_to_gmem(here.at[t + z0], there.at[*where, t + z0])
-    tiles.plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-    self.leads(lambda: self.store_rounded(target, where, zero))
+      for here, there in zip(weights, target.rest):
+        tiles.plgpu.copy_smem_to_gmem(
+            here.at[t + z0], there.at[*where, self.place_of(t + z0)]
+        )
+    tiles.plgpu.wait_smem_to_gmem(0)
 
   def store_rounded(self, target, where, zero: Array | int = 0) -> None:
     """Starts to write W and S as they are in shared memory.
@@ -149,11 +236,43 @@ class Block:
         the compiler does not know, which spares the backward kernel some.
     """
     for here, there in self._pairs(target):
-      for t in range(self._shape.tiles):
-        tiles.plgpu.copy_smem_to_gmem(here.at[t + zero], there.at[*where, t])
+      for t in range(self._shape.tiles_per_block):
+        tiles.plgpu.copy_smem_to_gmem(
+            here.at[t + zero], there.at[*where, self.place_of(t)]
+        )
+
+  def _pieces(self):
+    """Yields the warpgroup's pieces of W: tile, layer, columns, and byte."""
+    for i, t in enumerate(self.own):
+      for layer in range(2):
+        for panel, columns in enumerate(self._shape.columns()):
+          yield t, layer, columns, self.place(i, layer, panel)
 
   def _pairs(self, other):
     return zip(self._held, (*other.weights, *other.momentum))
+
+
+def barriers(shape: shapes.Shape) -> tuple[Any, Any]:
+  """Returns the barriers of a `Meeting`."""
+  everyone = tiles.plgpu.Barrier(num_arrivals=shape.warpgroups)
+  if shape.blocks == 1:
+    return everyone, None
+  return everyone, tiles.plgpu.ClusterBarrier(collective_axes=("block",))
+
+
+def shared_type(shape: shapes.Shape, count: int, *sizes: int):
+  """Returns the type of what `Block.total` goes through, or None.
+
+  Args:
+    shape: sizes.
+    count: of arrays that are added at once.
+    *sizes: of each.
+  """
+  if shape.blocks == 1:
+    return None
+  return jax.ShapeDtypeStruct(
+      (shape.instances, 2, shape.blocks, count, *sizes), jnp.float32
+  )
 
 
 def launch(
@@ -165,7 +284,7 @@ def launch(
     scratch: Any,
     interpret: Any,
 ) -> Any:
-  """Runs a kernel, a block of threads for every instance.
+  """Runs a kernel, a block or a cluster of blocks for every instance.
 
   Args:
     kernel: (shape, interpreted, inputs, results, scratch) -> None, of references.
@@ -187,6 +306,9 @@ def launch(
     kernel(shape, bool(interpret), *parts)
 
   body.__name__ = name
+  cluster = {}
+  if shape.blocks > 1:
+    cluster = {"cluster": (shape.blocks,), "cluster_names": ("block",)}
   run = tiles.plgpu.kernel(
       body,
       out_type=jax.tree.leaves(results),
@@ -195,6 +317,7 @@ def launch(
       grid_names=("instance",),
       num_threads=shape.warpgroups,
       thread_name="group",
+      **cluster,
       compiler_params=tiles.plgpu.CompilerParams(
           approx_math=True, reduction_scratch_bytes=0
       ),

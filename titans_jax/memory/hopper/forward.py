@@ -57,16 +57,17 @@ class Chunks(NamedTuple):
 def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
   """What a warpgroup does for one head."""
   state, initial, chunks = inputs
-  outputs, losses, last, *kept = results
+  outputs, losses, last, shared, *kept = results
   buffers, barriers = scratch
   (weights, momentum), (acts, reads) = buffers.state, buffers.hidden
   keys, queries, scores = buffers.keys, buffers.queries, buffers.scores
   errors, tokens = buffers.errors, buffers.tokens
   chunk_came, gradients_came = barriers.chunk_came, barriers.gradients_came
-  size, width, dtype = shape.chunk, shape.width, shape.dtype
-  head = block.Block(shape, buffers.state, barriers.everyone, chunks.zero)
+  size, dtype, panels = shape.chunk, shape.dtype, shape.columns()
+  meeting = block.Meeting(*barriers.meeting, zero=chunks.zero)
+  head = block.Block(shape, interpreted, buffers.state, meeting)
   instance, own, zero = head.instance, head.own, head.zero
-  all_tiles = range(shape.tiles)
+  all_tiles = range(shape.tiles_per_block)
   product = tiles.Products(interpreted)
 
   def times_tokens(matrix, t, rows):
@@ -79,10 +80,14 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     def square(x):
       return jnp.square(x.astype(jnp.float32))
 
-    return jnp.sum(tiles.columns(square, ref[zero()]), axis=1)
+    squares = [
+        jnp.sum(tiles.columns(square, ref[zero(), :, columns]), axis=1)
+        for columns in panels
+    ]
+    return functools.reduce(jnp.add, squares)
 
   def of_hidden(ref):
-    """Returns the squared norms of a token's hidden units, [64]."""
+    """Returns the squared norms of a token's hidden units here, [64]."""
     z0 = zero()
     x = product.sum(
         [tiles.turned(ref.at[t + z0]) for t in all_tiles],
@@ -98,7 +103,9 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
       x = x.astype(jnp.float32) * tiles.per_row(scale, x.shape[1])
       return x.astype(dtype)
 
-    ref[zero()] = tiles.columns(rows, ref[zero()])
+    whole = ref.shape[-1]
+    for columns in panels if whole == shape.width else [slice(whole)]:
+      ref[zero(), :, columns] = tiles.columns(rows, ref[zero(), :, columns])
 
   def fetch(n):
     copy = functools.partial(tiles.plgpu.copy_gmem_to_smem, barrier=chunk_came)
@@ -110,34 +117,39 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
 
   head.leads(lambda: fetch(0))
   rests = head.fetch_state(state, barriers.state_came)
-  outlets = acts, reads
 
   def update(layer, i, n, rests, changes):
-    """Writes a tile's next W and S, given each one's change; returns the rests.
+    """Writes a tile's next W and S, given each one's change of columns; returns the
+    rests.
 
     W' = beta W + f S - A^T diag(g) Delta,  S' = m S - A^T diag(n) Delta.
     """
     beta, f, m = (
         chunks.ends[instance, n + zero(), 3 * layer + k] for k in range(3)
     )
-    place = head.place(i, layer)
-
-    def new_weights(w, rests, s, change):
-      w = tiles.whole(w, rests, place)
-      w = beta * w + f * s.astype(jnp.float32) + change
-      rounded = w.astype(dtype)
-      return rounded, tiles.with_rest(rests, place, w, rounded)
-
-    def new_momentum(s, change):
-      return (m * s.astype(jnp.float32) + change).astype(dtype)
-
     w, s = weights[layer], momentum[layer]
     t = own[i] + zero()
-    old = s[t]
-    w[t], rests = tiles.packed(
-        *tiles.columns(new_weights, w[t], rests, old, changes[0]())
-    )
-    s[t] = tiles.columns(new_momentum, s[t], changes[1]())
+    for panel, columns in enumerate(panels):
+      place = head.place(i, layer, panel)
+
+      def new_weights(w, rests, s, change, place=place):
+        w = tiles.whole(w, rests, place)
+        w = beta * w + f * s.astype(jnp.float32) + change
+        rounded = w.astype(dtype)
+        return rounded, tiles.with_rest(rests, place, w, rounded)
+
+      def new_momentum(s, change):
+        return (m * s.astype(jnp.float32) + change).astype(dtype)
+
+      old = s[t, :, columns]
+      w[t, :, columns], rests = tiles.packed(
+          *tiles.columns(
+              new_weights, w[t, :, columns], rests, old, changes[0](columns)
+          )
+      )
+      s[t, :, columns] = tiles.columns(
+          new_momentum, s[t, :, columns], changes[1](columns)
+      )
     return rests
 
   def step(n, rests):
@@ -171,29 +183,49 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
         pl.when(due)(lambda: head.store_rounded(kept[0], where))
       # f(k) of all tokens, the loss, and its gradient delta_2.
       z0 = zero()
-      f = product.sum(
-          [tiles.turned(acts.at[t + z0]) for t in all_tiles],
-          [weights[1].at[t + z0] for t in all_tiles],
+
+      def f(columns):
+        return product.sum(
+            [tiles.turned(acts.at[t + z0]) for t in all_tiles],
+            [weights[1].at[t + z0, :, columns] for t in all_tiles],
+        )
+
+      parts = [functools.partial(f, columns) for columns in panels]
+      found = head.total(shared.outputs, n, parts)
+      y, scale = tiles.normalize(
+          [tiles.columns(lambda x: x, part) for part in found]
       )
-      y, scale = tiles.normalize(f)
-      gain = tiles.load(chunks.gain.at[instance + zero()], 1)
-      dy = tiles.columns(
-          lambda y, error, gain: 2 * (error.astype(jnp.float32) + gain * y),
-          y,
-          errors[zero()],
-          tiles.per_column(gain),
-      )
-      losses[instance, n + zero()] = 0.25 * jnp.sum(dy * dy, axis=1)
-      dy = tiles.columns(lambda dy, gain: dy * gain, dy, tiles.per_column(gain))
-      mean = jnp.sum(dy, axis=1) * (1 / width)
-      along = jnp.sum(y * dy, axis=1) * (1 / width)
+      gains = functools.partial(head.of_channels, chunks.gain)
+      dy = [
+          tiles.columns(
+              lambda y, error, gain: 2 * (error.astype(jnp.float32) + gain * y),
+              y,
+              errors[zero(), :, columns],
+              gain,
+          )
+          for y, gain, columns in zip(y, gains(), panels)
+      ]
+      loss = 0.25 * sum(jnp.sum(x * x, axis=1) for x in dy)
+
+      @head.writes
+      def _():
+        losses[instance, n + zero()] = loss
+
+      dy = [
+          tiles.columns(lambda dy, gain: dy * gain, dy, gain)
+          for dy, gain in zip(dy, gains())
+      ]
+      mean = tiles.row_mean(dy)
+      along = tiles.row_mean([y * dy for y, dy in zip(y, dy)])
 
       def across(dy, y):
         rows = functools.partial(tiles.per_row, columns=dy.shape[1])
         return rows(scale) * (dy - rows(mean) - y * rows(along))
 
       # Errors have been read: delta_2 takes their place.
-      errors[zero()] = tiles.columns(across, dy, y).astype(dtype)
+      for columns, *parts in zip(panels, dy, y):
+        delta = tiles.columns(across, *parts)
+        errors[zero(), :, columns] = delta.astype(dtype)
       if shape.keep_every is not None:
         tiles.plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
@@ -218,11 +250,16 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
 
       @head.leads
       def _():
+        parts = [functools.partial(of_hidden, ref) for ref in (reads, acts)]
+        of_delta_1, of_acts = map(
+            tiles.load_rows, head.total(shared.squares, n, parts)
+        )
         # To scale what delta_1 is multiplied with spares scaling all its tiles.
-        scale = bound(of_rows(keys), of_hidden(reads))
+        scale = bound(of_rows(keys), of_delta_1)
         for row in (_G_1, _N_1):
           tokens[row] = tokens[row] * scale
         scale_rows(scores, scale)
+        scale_rows(deltas, bound(of_acts, of_rows(deltas)))
 
       head.sync()
 
@@ -239,13 +276,13 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
           lambda x: tiles.gelu(x).astype(dtype), x
       )
 
-      def change(row, delta=delta):
+      def change(row, columns, delta=delta):
         share = tiles.columns(
             lambda delta, g: (delta.astype(jnp.float32) * g).astype(dtype),
             delta,
             of_tokens(row),
         )
-        return product(*tiles.packed(share), keys.at[zero(), :size])
+        return product(*tiles.packed(share), keys.at[zero(), :size, columns])
 
       changes = [functools.partial(change, row) for row in (_G_1, _N_1)]
       rests = update(0, i, n, rests, changes)
@@ -254,8 +291,6 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     @head.leads
     def _():
       # f(q), and the rows that the second layer's update takes.
-      if shape.max_grad_norm is not None:
-        scale_rows(deltas, bound(of_hidden(acts), of_rows(deltas)))
       tiles.plgpu.copy_gmem_to_smem(
           chunks.gradients.at[instance, n],
           scores.at[0, :size],
@@ -277,31 +312,34 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
           of_chunk,
       )
       tiles.plgpu.commit_smem()
-      f = tiles.per_row(tokens[_BETA_2], width) * times(
-          lambda t: weights[1].at[t]
-      )
-      f += tiles.per_row(tokens[_F_2], width) * times(
-          lambda t: momentum[1].at[t]
-      )
-      f += product(scores.at[zero()], deltas.at[zero(), :size])
-      outputs[instance, n + zero()], _ = tiles.normalize(f)
+      for columns in panels:
+        f = tiles.per_row(tokens[_BETA_2], shape.panel) * times(
+            lambda t, columns=columns: weights[1].at[t, :, columns]
+        )
+        f += tiles.per_row(tokens[_F_2], shape.panel) * times(
+            lambda t, columns=columns: momentum[1].at[t, :, columns]
+        )
+        f += product(scores.at[zero()], deltas.at[zero(), :size, columns])
+        part = head.part_of(outputs.at[instance, n + zero()])
+        tiles.store(part.at[:, columns], f)
       # The chunk's keys and queries have been read.
       for row, target in ((_G_2, keys), (_N_2, queries)):
         g = tokens[row]
-        target[zero()] = tiles.columns(
-            lambda delta, g=g: (
-                delta.astype(jnp.float32) * tiles.per_row(g, delta.shape[1])
-            ).astype(dtype),
-            deltas[zero()],
-        )
+        for columns in panels:
+          target[zero(), :, columns] = tiles.columns(
+              lambda delta, g=g: (
+                  delta.astype(jnp.float32) * tiles.per_row(g, delta.shape[1])
+              ).astype(dtype),
+              deltas[zero(), :, columns],
+          )
 
     head.sync()
 
     for i, t in enumerate(own):
 
-      def change(scaled, t=t):
+      def change(scaled, columns, t=t):
         z0 = zero()
-        return product(acts.at[t + z0, :, :size], scaled.at[z0, :size])
+        return product(acts.at[t + z0, :, :size], scaled.at[z0, :size, columns])
 
       changes = [functools.partial(change, x) for x in (keys, queries)]
       rests = update(1, i, n, rests, changes)
@@ -310,8 +348,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
     return rests
 
   rests = jax.lax.fori_loop(0, shape.chunks, step, rests)
-  head.store(last, (instance,), rests, outlets)
-  tiles.plgpu.wait_smem_to_gmem(0)
+  head.store(last, rests, zero())
 
 
 class _Buffers(NamedTuple):
@@ -345,20 +382,32 @@ class _Barriers(NamedTuple):
     chunk_came: `fetch` has done its copies.
     gradients_came: the second layer's G is there.
     state_came: the state is there.
-    everyone: all warpgroups have arrived.
+    meeting: `block.barriers`.
   """
 
   chunk_came: Any
   gradients_came: Any
   state_came: Any
-  everyone: Any
+  meeting: tuple[Any, Any]
+
+
+class _Shared(NamedTuple):
+  """What the blocks of a head add up (`block.Block.total`).
+
+  Attributes:
+    outputs: f(k).
+    squares: squared norms of delta_1 and of the keys' hidden units.
+  """
+
+  outputs: Any
+  squares: Any
 
 
 def _buffers(shape: shapes.Shape) -> _Buffers:
   width = shape.width
   buffer = functools.partial(shapes.buffer, shape)
-  layer = buffer(shape.tiles, tiles.TILE, width)
-  hidden = buffer(shape.tiles, tiles.TILE, tiles.TILE)
+  layer = buffer(shape.tiles_per_block, tiles.TILE, width)
+  hidden = buffer(shape.tiles_per_block, tiles.TILE, tiles.TILE)
   tokens = buffer(1, tiles.TILE, width)
   return _Buffers(
       state=((layer, layer), (layer, layer)),
@@ -385,7 +434,8 @@ def run(
 ):
   """Returns outputs, losses, the last state and, if wanted, the states kept.
 
-  Those are as the products have them, rounded, without a rest: the backward pass
+  Outputs are f(q) for each block's hidden units, float32 [I, N, blocks, 64, D].
+  States kept are as the products have them, rounded, without a rest: the backward pass
   rounds them for its products, and is no less exact than those.
 
   Args:
@@ -396,24 +446,33 @@ def run(
     interpret: `plgpu.InterpretGPUParams`; None: compiled.
   """
   of_chunks = shape.instances, shape.chunks, tiles.TILE
+  squares = None
+  if shape.max_grad_norm is not None:
+    squares = block.shared_type(shape, 2, tiles.TILE)
   results: tuple[Any, ...] = (
-      jax.ShapeDtypeStruct((*of_chunks, shape.width), jnp.float32),
+      jax.ShapeDtypeStruct(
+          (*of_chunks[:2], shape.blocks, tiles.TILE, shape.width), jnp.float32
+      ),
       jax.ShapeDtypeStruct(of_chunks, jnp.float32),
-      shapes.state_type(shape, (tiles.TILE, tiles.TILE), shape.instances),
+      shapes.state_type(shape, shape.instances, rest=True),
+      _Shared(
+          block.shared_type(shape, shape.panels, tiles.TILE, shape.panel),
+          squares,
+      ),
   )
   name = NAME
   if shape.keep_every is not None:
-    kept = -(-shape.chunks // shape.keep_every)
-    results += (shapes.state_type(shape, (), shape.instances, kept),)
+    count = -(-shape.chunks // shape.keep_every)
+    results += (shapes.state_type(shape, shape.instances, count, rest=False),)
     name = NAME_KEEPING
   barrier = tiles.plgpu.Barrier
   barriers = _Barriers(
       chunk_came=barrier(num_arrivals=5),
       gradients_came=barrier(num_arrivals=1),
-      state_came=barrier(num_arrivals=4 * shape.tiles),
-      everyone=barrier(num_arrivals=shape.warpgroups),
+      state_came=barrier(num_arrivals=4 * shape.tiles_per_block),
+      meeting=block.barriers(shape),
   )
-  return block.launch(
+  outputs, losses, last, _, *kept = block.launch(
       _kernel,
       name,
       shape,
@@ -422,6 +481,7 @@ def run(
       (_buffers(shape), barriers),
       interpret,
   )
+  return outputs, losses, last, *kept
 
 
 def prepare(

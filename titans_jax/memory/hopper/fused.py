@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from titans_jax.memory import chunk as chunk_lib
 from titans_jax.memory import dual
 from titans_jax.memory import kept as kept_lib
+from titans_jax.memory import networks
 from titans_jax.memory.hopper import backward
 from titans_jax.memory.hopper import chunkwise
 from titans_jax.memory.hopper import coefficients
@@ -138,15 +139,21 @@ def choose_span(shape: shapes.Shape, kept: int) -> int:
 
 
 def budget(options, carry, chunks, *, group=None) -> dict[str, Any]:
-  """Returns what a block of threads takes, by kernel, and `keep_every`, chunks
-  between states that are kept."""
+  """Returns what a block of threads takes and how many are a cluster, by kernel, and
+  `keep_every`, chunks between states that are kept."""
   shape = _shape(options, chunks)
 
-  def block(warpgroups, shared_bytes):
-    return {"threads": 128 * warpgroups, "shared_bytes": shared_bytes}
+  def block(warpgroups, shared_bytes, cluster=1):
+    return {
+        "threads": 128 * warpgroups,
+        "shared_bytes": shared_bytes,
+        "cluster": cluster,
+    }
 
-  ahead = block(shape.warpgroups, forward.shared_bytes(shape))
-  back = block(shape.warpgroups, backward.shared_bytes(shape))
+  def of_scan(kernel):
+    return block(shape.warpgroups, kernel.shared_bytes(shape), shape.blocks)
+
+  ahead, back = of_scan(forward), of_scan(backward)
   return {
       "kernels": {
           forward.NAME: ahead,
@@ -178,7 +185,8 @@ def _forward(call, keep_every, carry, chunks, constants, starts):
   outputs, losses, last, *kept = _run(
       call, shape, shapes.pack(shape, carry), chunks, constants, starts
   )
-  outputs = outputs[:, :, : shape.chunk].reshape(chunks.keys.shape)
+  outputs = networks.layer_norm(jnp.sum(outputs[..., : shape.chunk, :], axis=2))
+  outputs = outputs.reshape(chunks.keys.shape)
   gain = constants.params["gain"][:, :, None, None]
   losses = losses[:, :, : shape.chunk].reshape(*lead, 1, shape.chunk)
   carry = shapes.unpack(last, lead[:2], carry)

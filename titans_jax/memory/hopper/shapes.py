@@ -20,7 +20,7 @@ Array = jax.Array
 
 CHUNKS = (16, 32, 64)
 # Head dimensions, with four hidden units a channel.
-WIDTHS = (16, 32, 48, 64)
+WIDTHS = (16, 32, 48, 64, 96, 128)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +52,40 @@ class Shape:
     return self.hidden // tiles.TILE
 
   @property
+  def blocks(self) -> int:
+    """Blocks of threads that share a head: one multiprocessor's shared memory
+    holds two tiles of 96 or 128 channels, with what else they need."""
+    return 1 if self.width <= tiles.TILE else self.tiles // 2
+
+  @property
+  def tiles_per_block(self) -> int:
+    return self.tiles // self.blocks
+
+  @property
   def tiles_per_group(self) -> int:
     """Tiles that a warpgroup owns: four warpgroups would have too few registers
     each for 64 channels."""
-    return 2 if self.width > 48 else 1
+    return 2 if self.tiles_per_block > 3 else 1
 
   @property
   def warpgroups(self) -> int:
-    return self.tiles // self.tiles_per_group
+    """Warpgroups of a block."""
+    return self.tiles_per_block // self.tiles_per_group
+
+  @property
+  def panels(self) -> int:
+    """Parts of equal width that rows of D channels are taken in, each small enough
+    for registers."""
+    return -(-self.width // tiles.TILE)
+
+  @property
+  def panel(self) -> int:
+    return self.width // self.panels
+
+  def columns(self) -> list[slice]:
+    """Returns the channels of every panel."""
+    starts = range(0, self.width, self.panel)
+    return [slice(start, start + self.panel) for start in starts]
 
 
 def hidden(options: chunk_lib.Rule, width: int) -> int:
@@ -73,8 +99,7 @@ class State(NamedTuple):
   Attributes:
     weights: both layers', in the products' dtype.
     momentum: both layers', likewise.
-    rest: what rounding left of the weights, or nothing; as a kernel's result the
-      first D columns, of 64 where it came out through a buffer as wide.
+    rest: what rounding left of the weights, or nothing.
   """
 
   weights: tuple[Array, Array]
@@ -88,23 +113,22 @@ def tile_type(shape: Shape, columns: int, *lead: int) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(sizes, shape.dtype)
 
 
-def state_type(shape: Shape, rest: Sequence[int], *lead: int) -> State:
-  """Returns the type of a kernel's state, leaves [*lead, hidden / 64, 64, n].
+def state_type(shape: Shape, *lead: int, rest: bool) -> State:
+  """Returns the type of a kernel's state, leaves [*lead, hidden / 64, 64, D].
 
   Args:
     shape: sizes.
-    rest: columns of each layer's rest.
     *lead: leading axes.
+    rest: whether it has one.
   """
   x = tile_type(shape, shape.width, *lead)
-  rests = tuple(tile_type(shape, columns, *lead) for columns in rest)
-  return State((x, x), (x, x), rests)
+  return State((x, x), (x, x), (x, x) if rest else ())
 
 
 def buffer(shape: Shape, *sizes: int):
   """Returns a buffer in shared memory, of rows and columns of operands."""
   # Every product contracts or slices whole columns of this many numbers.
-  columns = math.gcd(tiles.TILE, shape.width, shape.chunk)
+  columns = math.gcd(tiles.TILE, shape.panel, shape.chunk)
   return tiles.buffer(sizes, shape.dtype, columns)
 
 
@@ -146,18 +170,12 @@ def unpack(state: State, lead: tuple[int, ...], like) -> chunk_lib.Carry:
   weights = tuple(w.astype(jnp.float32) for w in state.weights)
   if state.rest:
     weights = tuple(
-        w + rest[..., : w.shape[-1]].astype(jnp.float32)
-        for w, rest in zip(weights, state.rest)
+        w + rest.astype(jnp.float32) for w, rest in zip(weights, state.rest)
     )
   carry = chunk_lib.Carry(
       jax.tree.map(turned, weights), jax.tree.map(turned, state.momentum)
   )
   return jax.tree.map(lambda x, y: x.astype(y.dtype), carry, like)
-
-
-def narrow(width: int, state: State) -> State:
-  """Returns a state that a kernel wrote, as it reads it: the rest of D columns."""
-  return state._replace(rest=tuple(x[..., :width] for x in state.rest))
 
 
 def flat(shape: Shape, x: Array) -> Array:
@@ -166,7 +184,7 @@ def flat(shape: Shape, x: Array) -> Array:
 
 
 def rows_of_tokens(shape: Shape, rows: Sequence[Array]) -> Array:
-  """Returns rows of numbers per token, in eights, float32 [I, N, 8 or 16, 64].
+  """Returns rows of numbers per token, float32 [I, N, rows, 64].
 
   Args:
     shape: sizes.
@@ -174,8 +192,8 @@ def rows_of_tokens(shape: Shape, rows: Sequence[Array]) -> Array:
   """
   lead = shape.instances, shape.chunks, shape.chunk
   x = jnp.stack([row.reshape(lead) for row in rows], axis=2)
-  padding = (0, -len(rows) % 8), (0, tiles.TILE - shape.chunk)
-  return jnp.pad(x.astype(jnp.float32), [(0, 0), (0, 0), *padding])
+  padding = [(0, 0)] * 3 + [(0, tiles.TILE - shape.chunk)]
+  return jnp.pad(x.astype(jnp.float32), padding)
 
 
 def ends(shape: Shape, gates: Any) -> Array:
@@ -218,6 +236,18 @@ def why_not(
       or why_not_rule(options, carry)
       or why_not_shape(options, chunks.keys.shape)
   )
+
+
+def why_not_unasked(chunks: chunk_lib.Prepared) -> str | None:
+  """Returns why a scan that can run as this kernel should only where that is asked
+  for; None: it is as good as measured."""
+  width = chunks.keys.shape[-1]
+  if width > tiles.TILE:
+    return (
+        f"heads of {width} channels are split over a cluster of blocks, which has"
+        " not run on a GPU yet; implementation='pallas' asks for it"
+    )
+  return None
 
 
 def why_not_device() -> str | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, Sequence
 
 import jax
 from jax.experimental import pallas as pl
@@ -16,6 +16,7 @@ from titans_jax.memory import networks
 
 plgpu: Any
 try:
+  from jax.experimental.mosaic.gpu import utils as mosaic_utils
   from jax.experimental.pallas import mosaic_gpu as plgpu
 except ImportError:  # A jaxlib without it.
   plgpu = None
@@ -31,13 +32,15 @@ def columns(fn, *xs):
 
   Args:
     fn: of strips of arrays, each [64, 16].
-    *xs: arrays [64, n], or references to such in main memory, which are loaded
-      strip by strip.
+    *xs: arrays [64, n], references to such in main memory, which are loaded strip by
+      strip, or tuples of these, which are added.
   """
-  total = xs[0].shape[1]
+  total = (xs[0][0] if isinstance(xs[0], tuple) else xs[0]).shape[1]
   size = min(16, total)
 
   def strip(x, i):
+    if isinstance(x, tuple):
+      return functools.reduce(jnp.add, [strip(part, i) for part in x])
     if isinstance(x, jax.Array):
       return x[:, i : i + size]
     return load(x.at[:, i : i + size])
@@ -81,6 +84,13 @@ def load(ref, axis: int | None = None) -> Array:
   return plgpu.load(ref, layout=layout, optimized=False)
 
 
+def load_rows(x) -> Array:
+  """Returns an array [64], or the sum of a tuple of references to such."""
+  if isinstance(x, tuple):
+    return functools.reduce(jnp.add, [load(ref, 0) for ref in x])
+  return x
+
+
 def store(ref, x: Array) -> None:
   """Writes [64, n], or [64], to main memory, also of numbers that fill half of a
   sector."""
@@ -90,13 +100,32 @@ def store(ref, x: Array) -> None:
     ref[...] = x
 
 
-def normalize(x: Array) -> tuple[Array, Array]:
-  """Returns LN(x) [64, D], and one over the deviation [64]."""
-  width = x.shape[1]
-  x = x - per_row(jnp.sum(x, axis=1) * (1 / width), width)
-  variance = jnp.sum(x * x, axis=1) * (1 / width)
+def fence() -> None:
+  """Lets all blocks of a cluster see what this thread wrote, and it what they did,
+  before and after they have met."""
+
+  @plgpu.inline_mgpu()
+  def run(context):
+    del context
+    mosaic_utils.inline_ptx("fence.acq_rel.cluster;", has_side_effects=True)
+
+  run()
+
+
+def row_mean(x: Sequence[Array]) -> Array:
+  """Returns the mean of rows whose panels are given, [64]."""
+  width = sum(panel.shape[1] for panel in x)
+  total = functools.reduce(jnp.add, [jnp.sum(panel, axis=1) for panel in x])
+  return total * (1 / width)
+
+
+def normalize(x: Sequence[Array]) -> tuple[list[Array], Array]:
+  """Returns LN(x), panels of [64, D], and one over the deviation [64]."""
+  mean = row_mean(x)
+  x = [panel - per_row(mean, panel.shape[1]) for panel in x]
+  variance = row_mean([panel * panel for panel in x])
   scale = jax.lax.rsqrt(variance + networks.NORM_EPSILON)
-  return x * per_row(scale, width), scale
+  return [panel * per_row(scale, panel.shape[1]) for panel in x], scale
 
 
 def gelu(z: Array) -> Array:
@@ -198,9 +227,10 @@ def buffer(sizes: tuple[int, ...], dtype, columns: int):
 
 
 def shared_bytes(buffers: Any, barriers: int) -> int:
-  """Returns the shared memory of buffers, each in whole KiB, and of barriers."""
-  sizes = [
-      math.prod(x.shape) * jnp.dtype(x.dtype).itemsize
-      for x in jax.tree.leaves(buffers)
-  ]
-  return sum(-(-size // 1024) * 1024 for size in sizes) + 8 * barriers
+  """Returns the shared memory of buffers, which begin at whole KiB, and of
+  barriers."""
+  end = 0
+  for x in jax.tree.leaves(buffers):
+    size = math.prod(x.shape) * jnp.dtype(x.dtype).itemsize
+    end = -(-end // 1024) * 1024 + size
+  return end + 8 * barriers
