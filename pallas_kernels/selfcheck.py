@@ -77,20 +77,25 @@ _SMALL = _QUICK | dict(
         _case(128, 64, 2),
     ]
 )
-# Several programs of several instances, several groups of several chunks.
-_LARGE = {
-    f"d{head_dim}_b{chunk}_l2_large": _problems.Problem(
-        head_dim,
-        chunk,
-        depth=2,
-        hidden=4 * head_dim,
-        batch=4,
-        heads=4,
-        length=20 * chunk,
-        packed=True,
-    )
-    for head_dim, chunk in ((48, 16), (64, 16), (64, 64), (96, 16), (128, 64))
-}
+
+
+def _large(head_dim: int, chunk: int):
+  """Returns a case of several programs of several instances, of several groups of
+  several chunks."""
+  problem = _problems.Problem(
+      head_dim,
+      chunk,
+      depth=2,
+      hidden=4 * head_dim,
+      batch=4,
+      heads=4,
+      length=20 * chunk,
+      packed=True,
+  )
+  return f"d{head_dim}_b{chunk}_l2_large", problem
+
+
+_LARGE = dict([_large(48, 16), _large(64, 16), _large(64, 64)])
 _LARGE["d64_b16_l2_documents"] = dataclasses.replace(
     _LARGE["d64_b16_l2_large"], documents=True
 )
@@ -98,6 +103,8 @@ _LARGE["d64_b16_l2_documents"] = dataclasses.replace(
 _LARGE["d48_b16_l2_bounded"] = dataclasses.replace(
     _LARGE["d48_b16_l2_large"], max_grad_norm=18.0
 )
+# On GPUs split over a cluster of blocks.
+_LARGE |= dict([_large(96, 16), _large(128, 64)])
 _CASES = _SMALL | _LARGE
 
 _QUICK_ONLY = flags.DEFINE_bool("quick", False, "Runs the smallest case only.")

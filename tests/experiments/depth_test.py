@@ -17,7 +17,7 @@ class DepthTest(absltest.TestCase):
     super().setUpClass()
     cls.folder = processes.folder(cls)
 
-  @pytest.mark.slow
+  @pytest.mark.exhaustive
   def test_smoke(self):
     workdir = self.folder / "smoke"
     text = processes.write_text(self.folder / "text.txt")

@@ -33,7 +33,7 @@ class GenomicsTest(parameterized.TestCase):
       genomes_test.write_classes(self.folder / name / part, classes)
     return self.folder / name
 
-  @pytest.mark.slow
+  @pytest.mark.exhaustive
   def test_a_folder_of_classes(self):
     rng = np.random.default_rng(0)
     sequences = {

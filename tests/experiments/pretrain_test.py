@@ -334,7 +334,7 @@ class GenerateTest(parameterized.TestCase):
     alone = self.generate("--prompt=three", *options)
     self.assertEqual(alone.stdout, texts[1] + "\n")
 
-  @pytest.mark.slow
+  @pytest.mark.exhaustive
   def test_an_exported_model_writes_the_same(self):
     exported = self.folder / "exported"
     arguments = f"--checkpoint={self.workdir}", f"--output={exported}"

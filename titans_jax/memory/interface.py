@@ -73,9 +73,10 @@ def scan(
     implementation: "xla" (`jax.lax.scan` over chunks), "pallas" (one kernel on
       TPU and, for what `memory.hopper` takes, on Hopper GPUs, interpreted on
       CPU, an error elsewhere), "reference" (token by token, the oracle that all
-      are tested against), or "auto": the kernel where it can run (the log says
-      so once, or why not), "xla" elsewhere. A call of one token is a step of its
-      own in all but the reference.
+      are tested against), or "auto": the kernel where it can run, but for heads
+      of more than 64 channels on GPUs (the log says so once, or why not), "xla"
+      elsewhere. A call of one token is a step of its own in all but the
+      reference.
 
   Returns:
     Outputs [B, T, H, D] in at least float32, and the state after the last

@@ -6,9 +6,9 @@ Mosaic GPU has no product of any shape, so these kernels are written for one
 network (M(x) = x + g * LN(gelu(x W_1) W_2)) and live beside it, not in
 `pallas_kernels`. They use the tensor cores (`wgmma`).
 
-A block of threads owns a head of up to 64 channels. The hidden units are cut into tiles of 64; a
-warpgroup owns some of them, with their rows of W_1^T, W_2 and of both momenta:
-[64, D] each. Everything a hidden unit needs is then local to its warpgroup, but
+A block of threads owns a head of up to 64 channels. The hidden units are cut into
+tiles of 64; a warpgroup owns some of them, with their rows of W_1^T, W_2 and of both
+momenta: [64, D] each. Everything a hidden unit needs is then local to its warpgroup, but
 for the sums over all hidden units, f(k), f(q) and, with a bound, |delta_1|; those,
 and what is done to whole rows (LN, the loss, the output), are the first
 warpgroup's. Activations are kept transposed, hidden units by tokens, so a tile

@@ -142,8 +142,9 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
   keys, deltas, back = buffers.keys, buffers.deltas, buffers.back
   tokens, chunk_came = buffers.tokens, barriers.chunk_came
   size, dtype, panels = shape.chunk, shape.dtype, shape.columns()
-  meeting = block.Meeting(*barriers.meeting, zero=chunks.zero)
-  head = block.Block(shape, interpreted, buffers.state, meeting)
+  head = block.Block(
+      shape, interpreted, buffers.state, barriers.meeting, chunks.zero
+  )
   instance, own, zero = head.instance, head.own, head.zero
   all_tiles = range(shape.tiles_per_block)
   product = tiles.Products(interpreted)
@@ -497,12 +498,12 @@ class _Barriers(NamedTuple):
   Attributes:
     chunk_came: `fetch` has done its copies.
     state_came: the state is there.
-    meeting: `block.barriers`.
+    meeting: of the blocks' warpgroups.
   """
 
   chunk_came: Any
   state_came: Any
-  meeting: tuple[Any, Any]
+  meeting: block.Meeting
 
 
 def _rows(shape: shapes.Shape) -> int:
@@ -527,7 +528,8 @@ def _buffers(shape: shapes.Shape) -> _Buffers:
 
 def shared_bytes(shape: shapes.Shape) -> int:
   """Returns the shared memory of a block."""
-  return tiles.shared_bytes(_buffers(shape), len(_Barriers._fields))
+  barriers = len(_Barriers._fields) - 1
+  return block.shared_bytes(shape, _buffers(shape), barriers)
 
 
 def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
@@ -550,7 +552,7 @@ def run(shape: shapes.Shape, last: shapes.State, chunks: Chunks, interpret):
   barriers = _Barriers(
       chunk_came=barrier(num_arrivals=3 + shape.tiles_per_block),
       state_came=barrier(num_arrivals=4 * shape.tiles_per_block),
-      meeting=block.barriers(shape),
+      meeting=block.meeting(shape),
   )
   on_delta_1, sums = None, 1
   if shape.max_grad_norm is not None:

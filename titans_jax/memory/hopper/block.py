@@ -22,13 +22,11 @@ class Meeting(NamedTuple):
 
   Attributes:
     everyone: barrier of a block's warpgroups.
-    leaders: barrier of all blocks' leaders, or None.
-    zero: reference to a zero in main memory.
+    leaders: two barriers of all blocks' leaders, which take turns, or None.
   """
 
   everyone: Any
   leaders: Any
-  zero: Any
 
 
 class Block:
@@ -47,7 +45,12 @@ class Block:
   """
 
   def __init__(
-      self, shape: shapes.Shape, interpreted: bool, held, meeting: Meeting
+      self,
+      shape: shapes.Shape,
+      interpreted: bool,
+      held,
+      meeting: Meeting,
+      zero,
   ):
     """Takes what a kernel was given.
 
@@ -55,10 +58,12 @@ class Block:
       shape: sizes.
       interpreted: whether it is.
       held: references in shared memory, W and S of both layers.
-      meeting: what its blocks share.
+      meeting: its barriers.
+      zero: reference to a zero in main memory.
     """
     self._shape, self._interpreted = shape, interpreted
-    self._held, self._meeting = (*held[0], *held[1]), meeting
+    self._held, self._zero = (*held[0], *held[1]), zero
+    self._meeting = meeting
     self.instance = jax.lax.axis_index("instance")
     self._block = jax.lax.axis_index("block") if shape.blocks > 1 else None
     group = jax.lax.axis_index("group")
@@ -103,8 +108,8 @@ class Block:
 
     Args:
       shared: reference there, float32 [I, 2, blocks, n, ...], used in turns: who
-        writes in one has waited for all to have read the last. None: one block.
-      turn: how many came before.
+        writes has met all since they read what it had last. None: one block.
+      turn: how often they have met.
       parts: give the block's own, n arrays [64, columns] or [64].
 
     Returns:
@@ -113,25 +118,26 @@ class Block:
     """
     if self._block is None:
       return [part() for part in parts]
-    shared = shared.at[self.instance, jax.lax.rem(turn, 2)]
+    which = jax.lax.rem(turn, 2)
+    shared = shared.at[self.instance, which]
     for i, part in enumerate(parts):
       tiles.store(shared.at[self._block, i], part())
-    # A barrier orders what its block's threads see, not what others do.
-    if not self._interpreted:
-      tiles.fence()
+    # The barrier's own order is that of a block: what others wrote is seen by the
+    # fences alone, of each thread, behind what the others of its warpgroup wrote.
+    fence = (lambda: None) if self._interpreted else tiles.fence
     tiles.plgpu.commit_smem()
-    tiles.plgpu.barrier_arrive(self._meeting.leaders)
-    tiles.plgpu.barrier_wait(self._meeting.leaders)
-    if not self._interpreted:
-      tiles.fence()
+    fence()
+    tiles.plgpu.barrier_arrive(self._meeting.leaders.at[which])
+    tiles.plgpu.barrier_wait(self._meeting.leaders.at[which])
+    fence()
     return [
         tuple(shared.at[block, i] for block in range(self._shape.blocks))
         for i in range(len(parts))
     ]
 
   def apart(self) -> None:
-    """Keeps the compiler from loading once what is needed before and after, which
-    would take registers between."""
+    """Keeps the compiler from loading before what is needed after, or once what is
+    needed on both sides, which would take registers between."""
     tiles.plgpu.commit_smem()
 
   def of_channels(self, ref) -> list[Array]:
@@ -147,7 +153,7 @@ class Block:
     """A zero that the compiler does not know: what is computed from it, like the
     descriptors of operands, cannot be moved out of the loop over chunks, where it
     would take all registers."""
-    return self._meeting.zero[0]
+    return self._zero[0]
 
   def place(self, i: int, layer: int, panel: int) -> int:
     """Returns the byte of the rests that is a layer's of its i-th tile."""
@@ -252,12 +258,21 @@ class Block:
     return zip(self._held, (*other.weights, *other.momentum))
 
 
-def barriers(shape: shapes.Shape) -> tuple[Any, Any]:
-  """Returns the barriers of a `Meeting`."""
+def meeting(shape: shapes.Shape) -> Meeting:
+  """Returns the barriers of a block, and of a cluster."""
   everyone = tiles.plgpu.Barrier(num_arrivals=shape.warpgroups)
-  if shape.blocks == 1:
-    return everyone, None
-  return everyone, tiles.plgpu.ClusterBarrier(collective_axes=("block",))
+  leaders = None
+  if shape.blocks > 1:
+    leaders = tiles.plgpu.ClusterBarrier(
+        collective_axes=("block",), num_barriers=2
+    )
+  return Meeting(everyone, leaders)
+
+
+def shared_bytes(shape: shapes.Shape, buffers: Any, barriers: int) -> int:
+  """Returns the shared memory of buffers, and of barriers beside a `Meeting`'s."""
+  meeting = 1 if shape.blocks == 1 else 3
+  return tiles.shared_bytes(buffers, barriers + meeting)
 
 
 def shared_type(shape: shapes.Shape, count: int, *sizes: int):

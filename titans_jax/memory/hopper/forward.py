@@ -64,11 +64,14 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
   errors, tokens = buffers.errors, buffers.tokens
   chunk_came, gradients_came = barriers.chunk_came, barriers.gradients_came
   size, dtype, panels = shape.chunk, shape.dtype, shape.columns()
-  meeting = block.Meeting(*barriers.meeting, zero=chunks.zero)
-  head = block.Block(shape, interpreted, buffers.state, meeting)
+  head = block.Block(
+      shape, interpreted, buffers.state, barriers.meeting, chunks.zero
+  )
   instance, own, zero = head.instance, head.own, head.zero
   all_tiles = range(shape.tiles_per_block)
   product = tiles.Products(interpreted)
+  # Of a cluster in a chunk.
+  meetings = 1 if shape.max_grad_norm is None else 2
 
   def times_tokens(matrix, t, rows):
     z0 = zero()
@@ -191,7 +194,7 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
         )
 
       parts = [functools.partial(f, columns) for columns in panels]
-      found = head.total(shared.outputs, n, parts)
+      found = head.total(shared.outputs, meetings * n, parts)
       y, scale = tiles.normalize(
           [tiles.columns(lambda x: x, part) for part in found]
       )
@@ -252,7 +255,8 @@ def _kernel(shape: shapes.Shape, interpreted: bool, inputs, results, scratch):
       def _():
         parts = [functools.partial(of_hidden, ref) for ref in (reads, acts)]
         of_delta_1, of_acts = map(
-            tiles.load_rows, head.total(shared.squares, n, parts)
+            tiles.load_rows,
+            head.total(shared.squares, meetings * n + 1, parts),
         )
         # To scale what delta_1 is multiplied with spares scaling all its tiles.
         scale = bound(of_rows(keys), of_delta_1)
@@ -382,13 +386,13 @@ class _Barriers(NamedTuple):
     chunk_came: `fetch` has done its copies.
     gradients_came: the second layer's G is there.
     state_came: the state is there.
-    meeting: `block.barriers`.
+    meeting: of the blocks' warpgroups.
   """
 
   chunk_came: Any
   gradients_came: Any
   state_came: Any
-  meeting: tuple[Any, Any]
+  meeting: block.Meeting
 
 
 class _Shared(NamedTuple):
@@ -422,7 +426,8 @@ def _buffers(shape: shapes.Shape) -> _Buffers:
 
 def shared_bytes(shape: shapes.Shape) -> int:
   """Returns the shared memory of a block."""
-  return tiles.shared_bytes(_buffers(shape), len(_Barriers._fields))
+  barriers = len(_Barriers._fields) - 1
+  return block.shared_bytes(shape, _buffers(shape), barriers)
 
 
 def run(
@@ -470,7 +475,7 @@ def run(
       chunk_came=barrier(num_arrivals=5),
       gradients_came=barrier(num_arrivals=1),
       state_came=barrier(num_arrivals=4 * shape.tiles_per_block),
-      meeting=block.barriers(shape),
+      meeting=block.meeting(shape),
   )
   outputs, losses, last, _, *kept = block.launch(
       _kernel,
