@@ -465,15 +465,19 @@ class CompiledTest(_Compiled):
   @parameterized.parameters(
       (48, 16, None),
       (64, 16, None),
-      (64, 64, None),
+      # A number that is read again once a scan or chunk, of the backward kernel.
+      (64, 64, None, 8),
       # A cluster of three blocks.
       (96, 16, None),
       # As pretraining has it.
-      (48, 16, 1.0),
+      (48, 16, 1.0, 8),
       (64, 16, 1.0),
+      (96, 16, 1.0),
   )
-  def test_without_spills(self, dim, chunk, max_grad_norm):
-    self.check_spills("h200", dim, chunk, max_grad_norm)
+  def test_without_spills(self, dim, chunk, max_grad_norm, most_backward=0):
+    self.check_spills(
+        "h200", dim, chunk, max_grad_norm, most_backward=most_backward
+    )
 
   def test_something_is_left_of_initial_weights(self):
     # XLA for GPUs takes a number that is rounded and widened for itself.
