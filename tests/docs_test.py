@@ -169,7 +169,7 @@ SHORTER = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 class RunTest(absltest.TestCase):
   """Runs the commands, in the pages' order, shortened."""
 
