@@ -8,11 +8,11 @@ network (M(x) = x + g * LN(gelu(x W_1) W_2)) and live beside it, not in
 
 A block of threads owns a head of up to 64 channels. The hidden units are cut into
 tiles of 64; a warpgroup owns some of them, with their rows of W_1^T, W_2 and of both
-momenta: [64, D] each. Everything a hidden unit needs is then local to its warpgroup, but
-for the sums over all hidden units, f(k), f(q) and, with a bound, |delta_1|; those,
-and what is done to whole rows (LN, the loss, the output), are the first
-warpgroup's. Activations are kept transposed, hidden units by tokens, so a tile
-fills a `wgmma` whatever the chunk size.
+momenta: [64, D] each. Everything a hidden unit needs is then local to its warpgroup,
+but for the sums over all hidden units, f(k), f(q) and, with a bound, |delta_1|; those,
+and what is done to whole rows (LN of f(k), the loss), are the first warpgroup's.
+Activations are kept transposed, hidden units by tokens, so a tile fills a `wgmma`
+whatever the chunk size.
 
 A head of 96 or 128 channels is split over a cluster of blocks, two tiles each. What
 all hidden units add up to is then the sum of the blocks' parts: once a chunk each

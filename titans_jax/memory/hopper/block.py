@@ -204,9 +204,7 @@ class Block:
       rests: of the warpgroup's tiles.
       zero: as of `store_rounded`.
     """
-    where = (self.instance,)
-
-    self.leads(lambda: self.store_rounded(target, where, zero))
+    self.leads(lambda: self.store_rounded(target, (self.instance,), zero))
     tiles.plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     self.sync()
 
@@ -228,7 +226,7 @@ class Block:
     for t in self.own:
       for here, there in zip(weights, target.rest):
         tiles.plgpu.copy_smem_to_gmem(
-            here.at[t + z0], there.at[*where, self.place_of(t + z0)]
+            here.at[t + z0], there.at[self.instance, self.place_of(t + z0)]
         )
     tiles.plgpu.wait_smem_to_gmem(0)
 
